@@ -1,0 +1,36 @@
+"""Agent Mesh: run work on a fleet of Celery agents, with leases, exact results and recovery in seconds.
+
+Importing this package does no work: each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mesh.bus.app import app
+    from mesh.bus.current import current
+    from mesh.bus.install import install
+    from mesh.bus.task import task
+    from mesh.client import Handle, Mesh
+
+__version__ = "0.1.0"
+__all__ = ["Handle", "Mesh", "app", "current", "install", "task"]
+
+_HOMES = {
+    "Handle": "mesh.client",
+    "Mesh": "mesh.client",
+    "app": "mesh.bus.app",
+    "current": "mesh.bus.current",
+    "install": "mesh.bus.install",
+    "task": "mesh.bus.task",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Celery and Kombu: app, transport, result backend, routing of calls, envelope."""

@@ -1,0 +1,60 @@
+"""What a task can ask of the attempt that runs it: `from mesh import current`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from mesh.bus.messages import ATTEMPT_HEADER
+from mesh.core.states import LIVE
+from mesh.errors import NotFound
+
+
+class Current:
+    """The running attempt: id, number, fence; progress and cancellation."""
+
+    def __init__(self, request: Any, backend: Any) -> None:
+        attempt = getattr(request, ATTEMPT_HEADER, None) or {}
+        self._backend = backend
+        self.task_id: str = request.id or ""
+        self.fence: str = attempt.get("fence", "")
+        self.run: int = int(attempt.get("run", 1))
+        self.attempt: int = int(self.fence.partition("-")[0] or 0)
+
+    def progress(self, fraction: float, note: str = "") -> None:
+        """Tell how far the task is (0 to 1), for people who wait."""
+        meta = {"fraction": max(0.0, min(1.0, float(fraction))), "note": note}
+        document = self._backend._document(self.task_id, meta, "PROGRESS", None, None)
+        self._backend.store.tasks.annotate(self.task_id, self.fence, document)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether this attempt's outcome will be refused: cancelled, or taken from this agent."""
+        record = self._backend.store.tasks.record(self.task_id)
+        return record is None or record.state not in LIVE or record.fence != self.fence
+
+
+_current: ContextVar[Current | None] = ContextVar("mesh_current", default=None)
+
+
+@contextlib.contextmanager
+def activate(attempt: Current) -> Iterator[None]:
+    """Make `attempt` the current one inside."""
+    token = _current.set(attempt)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+class _Proxy:
+    def __getattr__(self, name: str) -> Any:
+        attempt = _current.get()
+        if attempt is None:
+            raise NotFound("No task of the mesh is running here: `mesh.current` works inside a function made with @task.")
+        return getattr(attempt, name)
+
+
+current: Any = _Proxy()

@@ -1,0 +1,87 @@
+"""Turns a Celery application into one of the mesh: transport, result backend, agents' boot steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from celery.signals import celeryd_init
+from celery.utils.nodenames import gethostname, nodesplit
+
+from mesh.bus import runtime
+from mesh.settings import Settings
+
+_STEPS = {
+    "worker": ("mesh.workers.steps:AgentStep",),
+    "consumer": ("mesh.workers.steps:MembershipStep",),
+}
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """Celery's settings, derived from ours; `celeryconfig.py` shows them to people."""
+    return {
+        "broker_url": settings.redis_url,
+        "broker_transport": "mesh.bus.transport:Transport",
+        "broker_transport_options": {
+            "namespace": settings.namespace,
+            "socket_timeout": settings.redis_socket_timeout_ms / 1000,
+            "socket_connect_timeout": settings.redis_connect_timeout_ms / 1000,
+            "socket_keepalive": True,
+            "health_check_interval": 5,
+        },
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "result_backend": "mesh.bus.backend:Backend",
+        "result_backend_transport_options": {},
+        "redis_socket_timeout": settings.redis_socket_timeout_ms / 1000,
+        "redis_socket_connect_timeout": settings.redis_connect_timeout_ms / 1000,
+        "redis_socket_keepalive": True,
+        "result_expires": settings.result_retention_s,
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": False,
+        "task_default_priority": None,
+        "task_track_started": False,
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_enable_prefetch_count_reduction": False,
+        "worker_prefetch_multiplier": 1,
+    }
+
+
+def install(app: Celery, settings: Settings | None = None) -> Celery:
+    """Make `app` part of the mesh: its workers are agents, its calls are routed and recorded by the store.
+
+    Settings come from the environment and the configuration file unless given. Raises `Invalid` for bad ones.
+    """
+    settings = settings or Settings.load()
+    runtime.configure(settings)
+    app.conf.update(configuration(settings))
+    app.amqp_cls = "mesh.bus.amqp:AMQP"
+    app.__dict__.pop("amqp", None)
+    for blueprint, steps in _STEPS.items():
+        app.steps[blueprint].update(steps)
+    _add_options(app)
+    celeryd_init.connect(_name_worker, dispatch_uid="mesh-name-worker")
+    return app
+
+
+def _name_worker(sender: str, instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
+    """A worker is called after its agent, unless it was given a name: several agents share one host."""
+    namespace = conf.broker_transport_options.get("namespace") if conf.broker_transport_options else None
+    if namespace is None or nodesplit(sender)[0] != "celery":
+        return
+    agent_id = options.get("agent_id") or runtime.settings_of(namespace).agent_id
+    if agent_id:
+        instance.hostname = f"{agent_id}@{gethostname()}"
+
+
+def _add_options(app: Celery) -> None:
+    """Our options of `celery worker`. Celery's command line is click; it is imported only there."""
+    from mesh.bus.options import worker_options
+
+    names = {option.name for option in app.user_options["worker"]}
+    for option in worker_options():
+        if option.name not in names:
+            app.user_options["worker"].add(option)

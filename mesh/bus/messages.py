@@ -1,0 +1,146 @@
+"""Celery's task messages in compact form: what differs from a template.
+
+A message of Celery's protocol 2 repeats a dozen headers that are nearly always the same. What is stored is
+`[type, body, content type, content encoding, headers, properties]` in msgpack, the last four None or {} where they are as
+the template says; the agent builds the full message again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from kombu.transport import base, virtual
+from kombu.utils.json import dumps as json_dumps
+from kombu.utils.json import loads as json_loads
+
+JSON, UTF8 = "application/json", "utf-8"
+CALL_HEADER = "mesh_call"  # on the way to the store: what the call said that Celery's message does not keep
+ATTEMPT_HEADER = "mesh"  # on the way to the task: which attempt this is
+
+_HEADERS: dict[str, Any] = {
+    "lang": "py",
+    "shadow": None,
+    "eta": None,
+    "expires": None,
+    "group": None,
+    "group_index": None,
+    "retries": 0,
+    "timelimit": [None, None],
+    "parent_id": None,
+    "argsrepr": "",
+    "kwargsrepr": "{}",
+    "origin": "mesh",
+    "ignore_result": False,
+    "replaced_task_nesting": 0,
+    "stamped_headers": None,
+    "stamps": {},
+}
+_NOT_STORED = frozenset({"id", "task", CALL_HEADER, ATTEMPT_HEADER})
+_OWN_PROPERTIES = frozenset(
+    {"correlation_id", "delivery_info", "delivery_tag", "delivery_mode", "priority", "body_encoding", "reply_to"}
+)
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Any]).decode
+_MISSING = object()
+
+
+def encode(
+    task_type: str,
+    body: bytes,
+    *,
+    content_type: str | None = None,
+    content_encoding: str | None = None,
+    headers: dict[str, Any] | None = None,
+    properties: dict[str, Any] | None = None,
+) -> bytes:
+    """The stored form; None stands for what the template says."""
+    words = [task_type, body, content_type, content_encoding, headers or None, properties or None]
+    try:
+        return _encode(words)
+    except (TypeError, ValueError):  # headers of types that only Kombu's JSON knows
+        words[4:] = [json_dumps(headers or {}), json_dumps(properties or {})]
+        return _encode(words)
+
+
+def compact(task_id: str, payload: dict[str, Any]) -> bytes:
+    """The stored form of a message as Kombu's producer hands it to a channel."""
+    headers, properties = payload.get("headers") or {}, payload["properties"]
+    body = payload["body"]
+    content_type, content_encoding = payload.get("content-type"), payload.get("content-encoding")
+    return encode(
+        headers.get("task") or "",
+        body if isinstance(body, bytes) else str(body).encode(),
+        content_type=None if content_type == JSON else content_type,
+        content_encoding=None if content_encoding == UTF8 else content_encoding,
+        headers={
+            name: value
+            for name, value in headers.items()
+            if name not in _NOT_STORED
+            and _HEADERS.get(name, _MISSING) != value
+            and not (name == "root_id" and value == task_id)
+        },
+        properties={
+            name: value
+            for name, value in properties.items()
+            if name not in _OWN_PROPERTIES or (name == "reply_to" and value)
+        },
+    )
+
+
+class Delivery:
+    """One leased task on its way from the channel to the worker."""
+
+    __slots__ = ("holding", "message", "redelivered")
+
+    def __init__(self, holding: Any, message: bytes, redelivered: bool) -> None:
+        self.holding = holding
+        self.message = message
+        self.redelivered = redelivered
+
+
+class Message(virtual.Message):  # type: ignore[misc]
+    """A message as the worker sees it: from a `Delivery`, or from Kombu's own payload (events, replies)."""
+
+    holding: Any = None
+
+    def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
+        if type(payload) is not Delivery:
+            super().__init__(payload, channel=channel, **kwargs)
+            return
+        holding = payload.holding
+        self._raw = None
+        self.holding = holding
+        task_type, body, content_type, content_encoding, changed, more = _decode(payload.message)
+        if isinstance(changed, str):
+            changed, more = json_loads(changed), json_loads(more)
+        task_id = holding.id
+        headers = {**_HEADERS, "id": task_id, "task": task_type, "root_id": task_id, "timelimit": [None, None], "stamps": {}}
+        if changed:
+            headers.update(changed)
+        elif content_type is None:
+            headers["argsrepr"] = body[:1024].decode(UTF8, "replace")
+        headers[ATTEMPT_HEADER] = {"fence": holding.fence, "run": holding.run}
+        delivery_info = {"exchange": "", "routing_key": holding.queue, "redelivered": payload.redelivered}
+        properties = {
+            "correlation_id": task_id,
+            "reply_to": "",
+            "delivery_mode": 2,
+            "delivery_info": delivery_info,
+            "priority": holding.priority,
+            "delivery_tag": holding.tag,
+        }
+        if more:
+            properties.update(more)
+        base.Message.__init__(
+            self,
+            body=body,
+            channel=channel,
+            delivery_tag=holding.tag,
+            content_type=content_type or JSON,
+            content_encoding=content_encoding or UTF8,
+            headers=headers,
+            properties=properties,
+            delivery_info=delivery_info,
+            **kwargs,
+        )

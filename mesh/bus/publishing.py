@@ -1,0 +1,114 @@
+"""How a Celery message becomes a publication: whose it is, and when it is due.
+
+One id may be published again (`self.retry`, callbacks, chords): by the running attempt itself, by another task's attempt,
+or from outside; each has its own rule, see `mesh/store/lua/submit.lua` and `retry.lua`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from typing import Any
+
+from celery._state import get_current_task
+from kombu.exceptions import OperationalError
+
+from mesh.bus import runtime
+from mesh.bus.messages import ATTEMPT_HEADER, CALL_HEADER, compact
+from mesh.errors import Invalid
+from mesh.store.store import Store
+from mesh.store.tasks import Entry, Publication
+
+DEFAULT_PRIORITY = 4
+
+
+def _when(value: Any) -> datetime.datetime:
+    moment = value if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(str(value))
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+
+
+def _ms_from_now(value: Any, now: datetime.datetime) -> int:
+    """Ms from the producer's own clock: only differences reach the store."""
+    return int((_when(value) - now).total_seconds() * 1000)
+
+
+def _priority(payload: dict[str, Any], call: dict[str, Any], zero_first: bool) -> int:
+    value = call.get("priority")
+    if value is None:
+        value = payload["properties"].get("priority")
+    try:
+        number = DEFAULT_PRIORITY if value is None else max(0, min(9, int(value)))
+    except (TypeError, ValueError):
+        number = DEFAULT_PRIORITY
+    return 9 - number if zero_first and value is not None else number
+
+
+def current_attempt() -> tuple[Any, Entry, int] | None:
+    """(request, id and fence, run) of the task that this thread runs, if it runs one of the mesh's."""
+    task = get_current_task()
+    request = task.request if task is not None else None
+    attempt = getattr(request, ATTEMPT_HEADER, None) if request is not None else None
+    if request is None or not attempt or not request.id:
+        return None
+    return request, Entry(request.id, attempt["fence"]), int(attempt["run"])
+
+
+def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bool = False) -> str:
+    """Publish one message as Kombu hands it over; the script's word for it. Raises `Invalid` for one that is too large."""
+    headers = payload.get("headers") or {}
+    task_id = str(headers.get("id") or uuid.uuid4())
+    task_type = str(headers.get("task") or "")
+    call = headers.get(CALL_HEADER) or {}
+    message = compact(task_id, payload)
+    limit = store.settings.max_payload_bytes
+    if len(message) > limit:
+        raise Invalid(
+            f"The message of task {task_type} has {len(message):,} bytes, more than the {limit:,} allowed "
+            "(MESH_MAX_PAYLOAD_BYTES): pass a reference to the data instead."
+        )
+    now = datetime.datetime.now(datetime.UTC)
+    delay_ms = _ms_from_now(headers["eta"], now) if headers.get("eta") else None
+    if delay_ms is not None and delay_ms <= 0:
+        delay_ms = None
+    priority = _priority(payload, call, zero_first)
+    attempt = current_attempt()
+    if attempt is not None and attempt[1].id == task_id:
+        request, entry, _ = attempt
+        failed = int(headers.get("retries") or 0) > int(request.retries or 0)
+        return store.tasks.retry(
+            entry,
+            queue=queue,
+            task_type=task_type,
+            priority=priority,
+            message=message,
+            delay_ms=delay_ms,
+            failed=failed,
+        )
+    parent = runtime.publishing_for.get()
+    if parent is None and attempt is not None:
+        parent = f"{attempt[1].id}:{attempt[2]}"
+    chord = f"{headers.get('group')}|{_index(headers, task_id)}" if call.get("chord") else None
+    word = store.tasks.submit(
+        [
+            Publication(
+                id=task_id,
+                queue=queue,
+                type=task_type,
+                message=message,
+                priority=priority,
+                delay_ms=delay_ms,
+                expires_ms=_ms_from_now(headers["expires"], now) if headers.get("expires") else None,
+                kind="child" if parent is not None else "outside",
+                token=parent if parent is not None else str(call.get("nonce") or uuid.uuid4().hex),
+                extra=("chord", chord) if chord else (),
+            )
+        ]
+    )[0]
+    if word == "full":
+        raise OperationalError(f"No more requirements can be registered (queue {queue}): 10,000 are in use.")
+    return word
+
+
+def _index(headers: dict[str, Any], task_id: str) -> str:
+    index = headers.get("group_index")
+    return task_id if index is None else str(index)

@@ -1,0 +1,131 @@
+"""Celery's request with an eye on its attempt: what starts, what ends, and what an acknowledgement means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from billiard.exceptions import WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
+from celery.worker.request import Request as CeleryRequest
+from celery.worker.state import task_ready
+
+from mesh.bus import runtime
+from mesh.bus.holdings import Holding
+from mesh.core.states import State
+from mesh.store.tasks import Entry
+
+REPLACED = "Replaced by"  # how Celery's Task.replace begins its Ignore
+
+
+class Request(CeleryRequest):  # type: ignore[misc]
+    """One delivered attempt in the agent's main process."""
+
+    def __init__(self, message: Any, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        # Redis's clock has decided about both already; the headers keep them for the task.
+        self._eta = self._expires = None
+        self.holding: Holding | None = getattr(message, "holding", None)
+        if self.holding is not None:
+            self.holding.request = self
+
+    @property
+    def records_result(self) -> bool:
+        """Whether the process that runs it records its end; otherwise the acknowledgement does."""
+        return not self.ignore_result or self.chord is not None
+
+    def revoked(self) -> bool:
+        """Skip what was given back or lost meanwhile."""
+        if self.holding is not None and self.holding.dropped:
+            task_ready(self)
+            return True
+        return bool(super().revoked())
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """The pool takes it up."""
+        holdings = runtime.holdings
+        if self.holding is not None and holdings is not None and not holdings.accepted(self.holding, pid):
+            if not holdings.isolated:  # this is the thread that would run it: stop here
+                task_ready(self)
+                raise TaskRevokedError(self.id)
+        super().on_accepted(pid, time_accepted)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """The pool's time limit."""
+        if not soft and self.holding is not None:
+            self.holding.seen = "time-out"
+        super().on_timeout(soft, timeout)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """The pool says that it failed: Celery acknowledges before it records some of these."""
+        exc = getattr(exc_info.exception, "exc", exc_info.exception)
+        holding = self.holding
+        if holding is not None:
+            if isinstance(exc, Ignore):
+                self._ignored(holding, exc)
+            elif isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt)) and not self._stopped_by_us():
+                return self._process_lost(holding, exc_info, exc)
+            elif not isinstance(exc, (Reject, Retry)):
+                holding.seen = "failure"
+        return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def _stopped_by_us(self) -> bool:
+        return bool(self._already_cancelled or self._already_revoked)
+
+    def _ignored(self, holding: Holding, exc: Ignore) -> None:
+        """A task that replaced itself by a canvas waits for the canvas's last task, which has its id."""
+        if str(exc).startswith(REPLACED):
+            holding.seen = "replaced"
+            holdings = runtime.holdings
+            if holdings is not None:
+                holdings.store.tasks.retry(
+                    Entry(holding.id, holding.fence),
+                    queue=holding.queue,
+                    task_type=self.type,
+                    priority=holding.priority or 0,
+                    message=b"",
+                    delay_ms="parked",
+                    failed=False,
+                )
+        elif self.records_result and holding.seen is None:
+            holdings = runtime.holdings
+            if holdings is not None:
+                holdings.end(holding, holdings.settlement(holding, State.SUCCEEDED))
+
+    def _process_lost(self, holding: Holding, exc_info: Any, exc: BaseException) -> None:
+        """A pool child died under it: counted; queued again, or put aside at the limit."""
+        holding.seen = "crash"
+        task_ready(self)
+        holdings = runtime.holdings
+        if holdings is None or holding.ended:
+            return
+        sentence = f"its pool process died: {exc}" if not isinstance(exc, SystemExit) else "it ended its pool process"
+        backend = self.task.backend
+        state = backend.crashed(self, holding, sentence)
+        holdings.end(holding, None)
+        holdings.forget(holding)
+        self.acknowledged = True
+        self.send_event("task-failed" if state != "queued" else "task-rejected", exception=sentence, requeue=True)
+
+    def acknowledge(self) -> None:
+        """Straight to the outbox: Celery's own way leads through the event loop, which stops before the pool does."""
+        if self.holding is None or runtime.holdings is None:
+            super().acknowledge()
+        elif not self.acknowledged:
+            self.acknowledged = True
+            runtime.holdings.acknowledge(
+                self.holding, recorded_elsewhere=runtime.holdings.isolated and self.records_result
+            )
+
+    def reject(self, requeue: bool = False) -> None:
+        """Back to its queue; or, not requeued, ended (Celery has recorded the failure)."""
+        if self.holding is None or runtime.holdings is None:
+            super().reject(requeue)
+        elif not self.acknowledged:
+            self.acknowledged = True
+            if requeue:
+                runtime.holdings.release([self.holding])
+            else:
+                if not self.holding.ended:
+                    runtime.holdings.end(self.holding, runtime.holdings.settlement(self.holding, State.FAILED))
+                runtime.holdings.forget(self.holding)
+            self.send_event("task-rejected", requeue=requeue)

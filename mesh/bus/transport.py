@@ -1,0 +1,361 @@
+"""The Kombu transport: a fetch leases in one atomic step, an acknowledgement goes through the outbox.
+
+Every queue that carries tasks goes through the store. Fanout (events, remote control) and reply queues stay with Kombu's
+own Redis transport, the parent class, under the namespace's prefix. The event loop is the parent's too: where it sends BRPOP,
+this channel sends the outbox and a fetch, and, when there was nothing to fetch, waits at the bells of its queues.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from queue import Empty
+from time import monotonic
+from typing import Any
+
+from celery.worker import state as worker_state
+from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
+
+from mesh.bus import runtime
+from mesh.bus.holdings import Batch, Holding, Holdings, Wake
+from mesh.bus.messages import Delivery, Message
+from mesh.bus.publishing import DEFAULT_PRIORITY, publish
+from mesh.store.client import NoScriptError, ResponseError, pack
+from mesh.store.scripts import Bound
+from mesh.store.store import Store
+from mesh.store.tasks import Entry, Fetched
+
+WAIT_S = 1.0  # a wait at the bells ends after so long, then a fetch looks for what no bell told
+_REPLY_KEPT_MS = 3_600_000
+
+
+def carries_tasks(queue: str) -> bool:
+    """Whether a queue is the store's; the others belong to remote control and events."""
+    return not (queue.endswith(".pidbox") or queue.startswith("celeryev"))
+
+
+class QoS(virtual.QoS):  # type: ignore[misc]
+    """Acknowledgements by delivery tag; how much is fetched is decided by the holdings, not by a prefetch count."""
+
+    def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
+        super().__init__(channel, prefetch_count)
+        self._on_collect.cancel()  # nothing is restored when this object goes: the leases say who holds what
+
+    def can_consume(self) -> bool:
+        """Whether there is room for more."""
+        holdings = runtime.holdings
+        if holdings is None or not self.channel.task_queues():
+            return True
+        if holdings.room() > 0:
+            return True
+        holdings.starved = not holdings.closed
+        return False
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Tasks are held by the process; replies and events need no acknowledgement."""
+
+    def ack(self, delivery_tag: str) -> None:
+        """The message is done with."""
+        holding = self._holding(delivery_tag)
+        if holding is not None:
+            self.channel.holdings.acknowledge(holding, recorded_elsewhere=False)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Give it back, or put it aside: nobody here can read it."""
+        holding = self._holding(delivery_tag)
+        if holding is None:
+            return
+        if requeue:
+            self.channel.holdings.release([holding])
+        else:
+            self.channel.holdings.acknowledge(holding, recorded_elsewhere=False)
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """The channel closes: Celery forgets what its pool has not accepted, so that goes back."""
+        holdings = runtime.holdings
+        if holdings is not None and self.channel.task_queues():
+            try:
+                holdings.release(holdings.unstarted())
+            except Exception as error:
+                # Redis is not there: the leases end by themselves.
+                kombu_redis.logger.info("unstarted tasks are left to their leases: %s", error)
+
+    def _holding(self, tag: str) -> Holding | None:
+        return self.channel.holdings.by_tag.get(tag)  # type: ignore[no-any-return]
+
+
+class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
+    """The parent's poller, which also listens to the pipe that tells of room for more tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watched: int | None = None
+
+    def _wake(self) -> Wake | None:
+        return runtime.holdings.wake if runtime.holdings is not None else None
+
+    def on_poll_start(self) -> None:
+        """Called before each turn of the loop."""
+        wake = self._wake()
+        if wake is not None and self._watched != wake.reader:
+            self._watched = wake.reader
+            self.poller.register(wake.reader, self.eventflags)
+        super().on_poll_start()
+
+    def on_readable(self, fileno: int) -> Any:
+        """A socket, or the pipe."""
+        wake = self._wake()
+        if wake is not None and fileno == wake.reader:
+            wake.clear()
+            return None
+        return super().on_readable(fileno)
+
+    def handle_event(self, fileno: int, event: int) -> Any:
+        """The same for loops without a hub."""
+        wake = self._wake()
+        if wake is not None and fileno == wake.reader:
+            wake.clear()
+            return None
+        return super().handle_event(fileno, event)
+
+    @property
+    def fds(self) -> dict[int, Any]:
+        """Descriptors that a hub has to watch."""
+        watched = {fd: channel for fd, channel in self._fd_to_chan.items() if fd not in self._paused_brpop}
+        wake = self._wake()
+        if wake is not None and any(channel.task_queues() for channel in self._channels):
+            watched[wake.reader] = None
+        return watched
+
+
+class Channel(kombu_redis.Channel):  # type: ignore[misc]
+    """See the module's text."""
+
+    QoS = QoS
+    Message = Message
+    default_priority = DEFAULT_PRIORITY
+    body_encoding = "utf-8"  # bodies are bytes in the store: no base64
+    namespace = "default"
+    priority_order = "nine-first"
+    from_transport_options = (*kombu_redis.Channel.from_transport_options, "namespace", "priority_order")
+
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        self._sent: tuple[str, Batch | None, int] | None = None  # what the connection's pending replies belong to
+        self._idle = False  # the last fetch brought nothing
+        self._next_due_ms = -1
+        self._own: Holdings | None = None
+        self.namespace = connection.client.transport_options.get("namespace", "default")
+        self.store: Store = runtime.store_of(self.namespace)
+        connection.client.transport_options.setdefault("global_keyprefix", self.store.keys.of("kombu", ""))
+        super().__init__(connection, **kwargs)
+
+    @property
+    def holdings(self) -> Holdings:
+        """This process's, or (no agent: a plain consumer) the channel's own."""
+        if runtime.holdings is not None:
+            return runtime.holdings
+        if self._own is None:
+            self._own = Holdings(self.store, holder=f"consumer-{os.getpid()}#0", slots=lambda: 1, isolated=False)
+        return self._own
+
+    def task_queues(self) -> list[str]:
+        """The store's queues among those that this channel consumes."""
+        return [queue for queue in self.active_queues if carries_tasks(queue)]
+
+    # -- producing
+
+    def encode_body(self, body: Any, encoding: str | None = None) -> tuple[Any, str | None]:
+        """Bodies stay as they are for the store; base64 only where Kombu's JSON needs text."""
+        return body, encoding
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        if carries_tasks(queue):
+            publish(self.store, queue, message, zero_first=self.priority_order == "zero-first")
+            return
+        if isinstance(message.get("body"), bytes):
+            message["body"] = message["body"].decode()
+        super()._put(queue, message, **kwargs)
+        self.store.client.execute("PEXPIRE", self.store.keys.of("kombu", queue), _REPLY_KEPT_MS)
+
+    def create_publish_batch(self, max_size: int) -> Any:
+        """Kombu's own batches write lists: not for tasks."""
+        raise NotImplementedError("Use Mesh.submit_many to publish tasks in bulk.")
+
+    # -- queues as Kombu sees them
+
+    def _size(self, queue: str) -> int:
+        return self.store.tasks.size(queue) if carries_tasks(queue) else super()._size(queue)
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return True if carries_tasks(queue) else super()._has_queue(queue, **kwargs)
+
+    def _purge(self, queue: str) -> int:
+        if not carries_tasks(queue):
+            return int(super()._purge(queue))
+        purged = 0
+        while ids := self.store.tasks.waiting(queue):
+            purged += sum(self.store.tasks.cancel(one, "purged")[0] == "moved" for one in ids)
+        return purged
+
+    def _delete(self, queue: str, exchange: str, routing_key: str, pattern: str, *args: Any, **kwargs: Any) -> None:
+        if carries_tasks(queue):
+            self._purge(queue)
+        else:
+            super()._delete(queue, exchange, routing_key, pattern, *args, **kwargs)
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        # Celery publishes to a direct queue by its name; only what needs a table gets one.
+        if not (carries_tasks(queue) and exchange == queue):
+            super()._queue_bind(exchange, routing_key, pattern, queue)
+
+    # -- consuming: the parent's event loop calls these two where it would send and read BRPOP
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        queues = self.task_queues()
+        if not queues:
+            super()._brpop_start(timeout)
+            return
+        connection = self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        holdings = self.holdings
+        if self._idle and not holdings.outbox._ends:
+            wait_s = WAIT_S if self._next_due_ms < 0 else min(WAIT_S, max(0.01, self._next_due_ms / 1000))
+            bells = [self.store.keys.of("bell", queue) for queue in queues]
+            self._idle = False
+            self._sent = ("wait", None, 1)
+            connection.send_packed_command([pack(["BLPOP", *bells, wait_s])], check_health=False)
+            return
+        batch = holdings.outbox.take()
+        calls: list[tuple[Bound, list[Any]]] = list(batch.calls) if batch else []
+        calls.append(
+            self.store.tasks.fetch_words(
+                holder=holdings.holder,
+                isolated=holdings.isolated,
+                nonce=os.urandom(4).hex(),
+                limit=max(1, holdings.room()),
+                idle=not holdings.by_tag,
+                queues=queues,
+            )
+        )
+        self._sent = ("fetch", batch, len(calls))
+        try:
+            data = b"".join([bound.pack(words) for bound, words in calls])
+            connection.send_packed_command([data], check_health=False)
+        except BaseException:
+            holdings.outbox.put_back(batch)
+            self._sent = None
+            raise
+
+    def _brpop_read(self, **options: Any) -> Any:
+        if self._sent is None:
+            return super()._brpop_read(**options)
+        kind, batch, number = self._sent
+        holdings = self.holdings
+        connection = self.client.connection
+        try:
+            replies = [self._read_one(connection) for _ in range(number)]
+        except self.connection_errors:
+            holdings.outbox.put_back(batch)
+            connection.disconnect()
+            raise
+        finally:
+            self._sent = None
+            self._in_poll = None
+        if kind == "wait":
+            raise Empty
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            holdings.outbox.put_back(batch)
+            self.store.preload()
+            raise Empty
+        for reply in replies:
+            if isinstance(reply, Exception):
+                holdings.outbox.put_back(batch)
+                raise reply
+        if batch is not None:
+            holdings.outbox.confirm(batch, replies[:-1])
+        self._next_due_ms, tasks = self.store.tasks.fetched(replies[-1])
+        self._idle = not tasks
+        if not tasks:
+            raise Empty
+        self._deliver_all(tasks, holdings)
+        return True
+
+    @staticmethod
+    def _read_one(connection: Any) -> Any:
+        try:
+            return connection.read_response()
+        except ResponseError as error:
+            return error
+
+    def _deliver_all(self, tasks: list[Fetched], holdings: Holdings) -> None:
+        deliveries = list(self._held(tasks, holdings))
+        for holding, task in deliveries:
+            if holding.dropped:
+                continue
+            if worker_state.should_stop is not None or worker_state.should_terminate is not None or holdings.closed:
+                holdings.release([one for one, _ in deliveries if one.started_at is None])
+                return
+            self.connection._deliver(Delivery(holding, task.message, task.redelivered), task.queue)
+
+    @staticmethod
+    def _held(tasks: list[Fetched], holdings: Holdings) -> Iterator[tuple[Holding, Fetched]]:
+        for task in tasks:
+            holding = holdings.add(task.id, task.fence, task.run, task.queue, task.priority)
+            if task.watched and not holdings.isolated:
+                holdings.alone_until = monotonic() + holdings.store.settings.lease_ms / 1000
+            yield holding, task
+
+    def _get(self, queue: str) -> Any:
+        if not carries_tasks(queue):
+            return super()._get(queue)
+        holdings = self.holdings
+        tasks = self.store.tasks.fetch(
+            holder=holdings.holder, isolated=False, nonce=os.urandom(4).hex(), limit=1, idle=True, queues=[queue]
+        )
+        if not tasks:
+            raise Empty
+        holding, task = next(self._held(tasks, holdings))
+        return Delivery(holding, task.message, task.redelivered)
+
+    def close(self) -> None:
+        """Close; a fetch under way is read first, and what it brought is given back."""
+        if self._sent is not None and self._in_poll:
+            kind, batch, _ = self._sent
+            if kind == "wait":
+                self._sent = self._in_poll = None
+            else:
+                self._abandon_fetch(batch)
+        super().close()
+
+    def _abandon_fetch(self, batch: Batch | None) -> None:
+        connection, number = self.client.connection, self._sent[2] if self._sent else 0
+        holdings = self.holdings
+        self._sent = self._in_poll = None
+        try:
+            replies = [self._read_one(connection) for _ in range(number)]
+            if batch is not None:
+                holdings.outbox.confirm(batch, replies[:-1])
+            tasks = self.store.tasks.fetched(replies[-1])[1]
+            self.store.tasks.release([Entry(task.id, task.fence) for task in tasks])
+        except Exception as error:
+            holdings.outbox.put_back(batch)
+            kombu_redis.logger.info("a fetch was lost with its connection: %s", error)
+
+
+class Transport(kombu_redis.Transport):  # type: ignore[misc]
+    """`broker_transport = "mesh.bus.transport:Transport"` with a `redis://` URL."""
+
+    Channel = Channel
+    driver_type = "mesh"  # not "redis": gossip and mingle stay off, n agents would send n * n messages
+    driver_name = "mesh"
+    implements = kombu_redis.Transport.implements.extend(batch_publish=False)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
+
+    @property
+    def supports_batch_publish(self) -> bool:
+        """Tasks are published one by one here; see `Mesh.submit_many`."""
+        return False

@@ -1,0 +1,1 @@
+"""Use cases: read, ask core, write; one function, one business sentence."""

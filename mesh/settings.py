@@ -1,0 +1,343 @@
+"""Every knob of Agent Mesh, once.
+
+`Settings` is the table: a field is a row with its type, environment names, path in the JSON file, unit, default
+and one line of why. `TABLE` is the same as data; documentation and tests are generated from it.
+
+The environment wins over the file, the file over the default. An empty variable counts as unset (compose files
+and charts pass empty strings for "not given"). Secrets may also come from a file that ``NAME_FILE`` names.
+Reading is strict (`mesh.errors.Invalid`, one sentence: what, where, what to do), except that unknown variables
+only warn: other software shares our prefix, and Kubernetes injects ``AGENT_MESH_*`` for its services.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mesh.core.setting_rows import Setting, check, parse, shown
+from mesh.errors import Invalid
+
+__all__ = ["DEFAULT_FILE", "TABLE", "Setting", "Settings"]
+
+DEFAULT_FILE = Path("config/production.json")
+"""Read when it exists and ``MESH_CONFIG`` names no other; relative to the working directory."""
+
+_STRATEGIES = ("capability-match", "round-robin", "least-loaded", "random")
+_LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+_REDIS = ("redis", "rediss", "unix", "redis+socket", "sentinel")
+_YEAR_S = 366 * 24 * 3600
+_BOUNDS = {"ms": (1, _YEAR_S * 1000), "s": (1, _YEAR_S), "port": (1, 65535), "bytes": (1, 512 * 1024 * 1024)}
+
+
+def _row(env: str, path: str, unit: str, default: Any, why: str, **more: Any) -> Any:
+    """A dataclass field that carries its row. `env`: one or more names; a callable `default` is a factory,
+    and then `shown` is what the documentation says instead."""
+    made = callable(default)
+    more.setdefault("kind", {bool: "bool", int: "int"}.get(type(default), "text"))
+    more["default"] = more.pop("shown", "" if default is None or made else str(default))
+    if unit in _BOUNDS:
+        low, high = _BOUNDS[unit]
+        more = {"low": low, "high": high} | more
+    row = {"env": tuple(env.split()), "path": path, "unit": unit, "why": why} | more
+    shown_in_repr = not more.get("secret", False)
+    if made:
+        return dataclasses.field(default_factory=default, metadata=row, repr=shown_in_repr)
+    return dataclasses.field(default=default, metadata=row, repr=shown_in_repr)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one process: immutable, checked when built, cheap to pass around.
+
+    ``Settings()`` is all defaults; `Settings.load` is what programs use; `dataclasses.replace` makes a checked
+    variant. ``warnings`` holds sentences for the log; ``sources`` says where each value that was set came from;
+    ``port_was_asked`` is False when the agent may give up a taken port for a free one.
+    """
+
+    # Two lines a row: attribute, environment, path in the file, unit, default / why and limits.
+    # fmt: off
+
+    # -- store
+    redis_url: str = _row("REDIS_URL", "redis.url", "URL", "redis://localhost:6379",
+        "Broker, registry and state: the one store of the mesh.", kind="url", schemes=_REDIS, secret=True)
+    redis_socket_timeout_ms: int = _row("MESH_REDIS_SOCKET_TIMEOUT_MS", "redis.socketTimeout", "ms", 10_000,
+        "A command without an answer for so long means a dead connection: drop it and reconnect.")
+    redis_connect_timeout_ms: int = _row("MESH_REDIS_CONNECT_TIMEOUT_MS", "redis.connectTimeout", "ms", 3_000,
+        "A host that is gone must not hold a connection attempt for minutes.")
+
+    # -- this agent
+    namespace: str = _row("AGENT_NAMESPACE MESH_NAMESPACE", "mesh.namespace", "name", "default",
+        "The isolated part of the mesh that this process belongs to.", named="namespace")
+    agent_id: str | None = _row("AGENT_ID", "mesh.agent.id", "name", None,
+        "Unique among live agents; by default made from the host name.", named="agent id")
+    agent_name: str | None = _row("AGENT_NAME", "mesh.agent.name", "text", None,
+        "What people read in lists; by default the id.")
+    agent_type: str = _row("AGENT_TYPE", "mesh.agent.type", "name", "worker",
+        "Policies are written per agent type.", named="agent type")
+    agent_capabilities: tuple[str, ...] = _row("AGENT_CAPABILITIES", "mesh.agent.capabilities", "names", tuple,
+        "What the agent can do, comma-separated; by default what its imported task types need.",
+        kind="names", named="capability")
+    agent_port: int = _row("AGENT_PORT", "mesh.agent.port", "port", 3000,
+        "Health and metrics of the agent; unless asked for, a taken port gives way to a free one.")
+    agent_region: str | None = _row("AGENT_REGION MESH_REGION", "mesh.agent.region", "name", None,
+        "Routing prefers the caller's region; coordinators carry one too.", named="region")
+    agent_labels: Mapping[str, str] = _row("AGENT_LABELS", "mesh.agent.labels", "a=b,c=d", dict,
+        "Free marks to select agents by.", kind="labels", named="label")
+
+    # -- coordinator
+    coordinator_url: str = _row("COORDINATOR_URL", "mesh.coordinatorUrl", "URLs", "http://coordinator:3000",
+        "Where coordinators answer: one or several, comma-separated; calls fail over.",
+        kind="urls", schemes=("http", "https"))
+    coordinator_id: str | None = _row("COORDINATOR_ID", "mesh.coordinator.id", "name", None,
+        "Unique among coordinators; by default made from the host name.", named="coordinator id")
+    coordinator_port: int = _row("MESH_COORDINATOR_PORT", "mesh.coordinator.port", "port", 3000,
+        "The HTTP service of a coordinator.")
+    load_balancing_strategy: str = _row("LOAD_BALANCING_STRATEGY", "mesh.coordinator.loadBalancingStrategy",
+        "choice", "capability-match", "Who gets a task; by default whichever capable agent is free takes it.",
+        among=_STRATEGIES)
+
+    # -- life of a task
+    max_task_retries: int = _row("MAX_TASK_RETRIES", "mesh.coordinator.maxTaskRetries", "count", 3,
+        "Retries after the first attempt, before a task is dead-lettered.")
+    task_timeout_ms: int = _row("TASK_TIMEOUT_MS", "mesh.coordinator.taskTimeout", "ms", 300_000,
+        "Bounds one attempt: first a soft limit, then a hard one.")
+    max_crashes: int = _row("MESH_MAX_CRASHES", "mesh.coordinator.maxCrashes", "count", 3,
+        "A task that killed its agents so often is poison and is stopped.", low=1)
+    lease_ms: int = _row("MESH_LEASE_MS", "mesh.lease.duration", "ms", 10_000,
+        "How long a silent agent keeps its tasks; the main part of the time to recover.")
+    lease_renew_ms: int = _row("MESH_LEASE_RENEW_MS", "mesh.lease.renewInterval", "ms", 3_000,
+        "Three chances to renew within one lease; must stay below half of it.")
+    result_retention_s: int = _row("MESH_RESULT_RETENTION_S", "mesh.retention.result", "s", 86_400,
+        "How long a finished task and its result can be read.")
+    ignored_retention_s: int = _row("MESH_IGNORED_RETENTION_S", "mesh.retention.ignored", "s", 300,
+        "How long a finished task whose result nobody wants is remembered (late duplicates meet it).")
+    dead_letter_retention_s: int = _row("MESH_DEAD_LETTER_RETENTION_S", "mesh.retention.deadLetter", "s",
+        2_592_000, "How long a dead letter waits for a person.")
+    max_payload_bytes: int = _row("MESH_MAX_PAYLOAD_BYTES", "mesh.limits.payload", "bytes", 1_048_576,
+        "Redis is memory, and scripts copy messages: bigger data belongs in files or object stores.")
+    max_result_bytes: int = _row("MESH_MAX_RESULT_BYTES", "mesh.limits.result", "bytes", 1_048_576,
+        "The same bound for what a task gives back.")
+    data_dirs: tuple[Path, ...] = _row("MESH_DATA_DIRS", "mesh.dataDirs", "paths", lambda: (Path.cwd(),),
+        "The only folders that built-in tasks read and write, separated like PATH.",
+        kind="paths", shown="the working directory")
+
+    # -- health
+    heartbeat_interval_ms: int = _row("HEARTBEAT_INTERVAL_MS", "mesh.discovery.heartbeatInterval", "ms", 30_000,
+        "How often an agent reports its health.")
+    health_check_interval_ms: int = _row("HEALTH_CHECK_INTERVAL_MS", "mesh.discovery.healthCheckInterval", "ms",
+        60_000, "How often the leader judges the agents' health.")
+    unhealthy_threshold_ms: int = _row("UNHEALTHY_THRESHOLD_MS", "mesh.discovery.unhealthyThreshold", "ms",
+        300_000, "Silence after which an agent counts as unhealthy.")
+
+    # -- transport of clients
+    max_concurrent_connections: int = _row("MAX_CONCURRENT_CONNECTIONS", "mesh.transport.maxConcurrentConnections",
+        "count", 10, "Connections that one client keeps to a coordinator.", low=1)
+    transport_timeout_ms: int = _row("TRANSPORT_TIMEOUT_MS", "mesh.transport.timeout", "ms", 30_000,
+        "Bounds one call to a coordinator.")
+    transport_retries: int = _row("TRANSPORT_RETRIES", "mesh.transport.retries", "count", 3,
+        "Further tries of a call that met no coordinator.")
+    transport_retry_delay_ms: int = _row("TRANSPORT_RETRY_DELAY_MS", "mesh.transport.retryDelay", "ms", 1_000,
+        "Pause before the next try; grows with each.")
+    keep_alive: bool = _row("TRANSPORT_KEEP_ALIVE", "mesh.transport.keepAlive", "yes/no", True,
+        "Reuse connections between calls.")
+
+    # -- security
+    jwt_secret: str | None = _row("MESH_JWT_SECRET", "mesh.jwt.secret", "at least 32 bytes", None,
+        "Tokens and task messages are signed with keys derived from it.", secret=True)
+    jwt_secret_new: str | None = _row("MESH_JWT_SECRET_NEW", "mesh.jwt.secretNew", "at least 32 bytes", None,
+        "The coming secret during a rotation: both are valid then.", secret=True)
+    jwt_expires_in_s: int = _row("MESH_JWT_EXPIRES_IN_S", "mesh.jwt.expiresIn", "s", 3_600,
+        "A token is valid for so long.")
+    env: str = _row("MESH_ENV", "mesh.env", "name", "production",
+        "Only 'development' allows weak secrets and the like.", named="environment")
+
+    # -- network and logs
+    tailscale_enabled: bool = _row("TAILSCALE_ENABLED", "tailscale.enabled", "yes/no", False,
+        "Names and addresses come from the local tailscaled; services bind to the tailnet only.")
+    tailscale_service_prefix: str = _row("TAILSCALE_SERVICE_PREFIX", "tailscale.servicePrefix", "name", "agent-mesh",
+        "First part of the host names that agents advertise.", named="namespace")
+    log_level: str = _row("LOG_LEVEL", "logging.level", "choice", "info",
+        "The least severe log line that is written.", among=_LOG_LEVELS)
+    log_format: str = _row("LOG_FORMAT", "logging.format", "choice", "json",
+        "json for machines, text for people.", among=("json", "text"))
+    # fmt: on
+
+    port_was_asked: bool = False
+    warnings: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for row in TABLE:
+            check(row, getattr(self, row.attribute), self.sources.get(row.attribute, row.env[0]))
+        if self.lease_ms <= 2 * self.lease_renew_ms:
+            raise Invalid(
+                f"MESH_LEASE_MS ({self.lease_ms}) must be more than twice MESH_LEASE_RENEW_MS "
+                f"({self.lease_renew_ms}), or one lost renewal costs an agent its tasks; "
+                f"raise the one or lower the other."
+            )
+        if self.unhealthy_threshold_ms <= self.heartbeat_interval_ms:
+            raise Invalid(
+                f"UNHEALTHY_THRESHOLD_MS ({self.unhealthy_threshold_ms}) must be more than HEARTBEAT_INTERVAL_MS "
+                f"({self.heartbeat_interval_ms}), or every agent is unhealthy between two heartbeats."
+            )
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] = os.environ, file: Path | str | None = None) -> "Settings":
+        """Settings from `environ` and the JSON file (`file`, else ``MESH_CONFIG``, else `DEFAULT_FILE` if there).
+
+        Raises `Invalid` for a file that cannot be read, an unknown key of it, or a bad value.
+        """
+        values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        in_file, label = _read_file(environ, file)
+        for row in TABLE:
+            found = _from_environment(row, environ)
+            if found is None and row.path in in_file:
+                found = (
+                    f"{label}: {row.path}",
+                    _substitute(in_file[row.path], environ, f"{label}: {row.path}"),
+                )
+            if found is not None:
+                sources[row.attribute], raw = found
+                values[row.attribute] = parse(row, raw, sources[row.attribute])
+        return cls(
+            **values,
+            port_was_asked="agent_port" in sources,
+            warnings=_warnings(environ),
+            sources=sources,
+        )
+
+    @property
+    def coordinator_urls(self) -> tuple[str, ...]:
+        """`coordinator_url` taken apart, without trailing slashes, in the order given."""
+        return tuple(part.strip().rstrip("/") for part in self.coordinator_url.split(",") if part.strip())
+
+    def was_set(self, attribute: str) -> bool:
+        """Whether the environment or the file gave this value (rather than the default)."""
+        return attribute in self.sources
+
+    def described(self) -> tuple[tuple[Setting, str, str], ...]:
+        """For people: each row with its value in this process, secrets masked, and where it came from."""
+        return tuple(
+            (row, shown(row, getattr(self, row.attribute)), self.sources.get(row.attribute, "default"))
+            for row in TABLE
+        )
+
+
+TABLE: tuple[Setting, ...] = tuple(
+    Setting(attribute=field.name, **field.metadata)
+    for field in dataclasses.fields(Settings)
+    if field.metadata
+)
+"""All rows, in the order of the class."""
+
+_KNOWN = frozenset(
+    {"MESH_CONFIG"}
+    | {name for row in TABLE for name in row.env}
+    | {f"{name}_FILE" for row in TABLE if row.secret for name in row.env}
+)
+
+
+# -- where raw values come from
+
+
+def _from_environment(row: Setting, environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """(name, raw value) of the variable that sets `row`, or None. Two names that disagree are an error."""
+    found: tuple[str, str] | None = None
+    for name in row.env:
+        value = _variable(name, environ, or_file=row.secret)
+        if value is None:
+            continue
+        if found is not None and found[1] != value:
+            raise Invalid(
+                f"{found[0]} and {name} mean the same but have different values; set only one of them."
+            )
+        found = found or (name, value)
+    return found
+
+
+def _variable(name: str, environ: Mapping[str, str], *, or_file: bool) -> str | None:
+    value = environ.get(name) or None
+    file = (environ.get(f"{name}_FILE") or None) if or_file else None
+    if file is None:
+        return value
+    if value is not None:
+        raise Invalid(f"{name} and {name}_FILE are both set; set only one of them.")
+    try:
+        return Path(file).read_text(encoding="utf-8").rstrip("\r\n") or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(
+            f"{name}_FILE: cannot read {file} ({_reason(error)}); make it a readable text file."
+        ) from error
+
+
+def _read_file(environ: Mapping[str, str], file: Path | str | None) -> tuple[dict[str, Any], str]:
+    """Leaves of the JSON file by dotted path, and what to call the file in messages."""
+    asked = file if file is not None else environ.get("MESH_CONFIG") or None
+    path = Path(asked) if asked is not None else DEFAULT_FILE
+    if asked is None and not path.exists():
+        return {}, ""
+    import json  # costs 5 ms that a process without a file saves
+
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        hint = (
+            "correct the file" if isinstance(error, ValueError) else "correct MESH_CONFIG or create the file"
+        )
+        raise Invalid(f"Cannot read the configuration file {path}: {_reason(error)}; {hint}.") from error
+    leaves: dict[str, Any] = {}
+    _collect(tree, "", {row.path for row in TABLE}, leaves, str(path))
+    return leaves, str(path)
+
+
+def _collect(node: Any, prefix: str, known: set[str], leaves: dict[str, Any], label: str) -> None:
+    if not isinstance(node, dict):
+        raise Invalid(f"{label}: {prefix or 'the file'} must be a JSON object with settings inside.")
+    for key, value in node.items():
+        path = f"{prefix}.{key}" if prefix else key
+        if path in known:
+            leaves[path] = value
+        elif any(other.startswith(f"{path}.") for other in known):
+            _collect(value, path, known, leaves, label)
+        else:
+            raise Invalid(f"{label}: unknown key {path}; {_suggest(path, known)}.")
+
+
+def _suggest(wrong: str, known: set[str]) -> str:
+    import difflib  # only for the sentence of an error
+
+    near = difflib.get_close_matches(wrong, sorted(known), n=1)
+    return f"perhaps {near[0]} is meant" if near else "remove it or correct its name"
+
+
+def _substitute(value: Any, environ: Mapping[str, str], where: str) -> Any:
+    """Replace each ``${NAME}`` in a string of the file."""
+    if isinstance(value, list):
+        return [_substitute(part, environ, where) for part in value]
+    if isinstance(value, dict):
+        return {key: _substitute(part, environ, where) for key, part in value.items()}
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        found = _variable(match[1], environ, or_file=True)
+        if found is None:
+            raise Invalid(f"{where} refers to ${{{match[1]}}}, which is not set; set it or remove the key.")
+        return found
+
+    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", lookup, value)
+
+
+def _warnings(environ: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(
+        f"{name} is not a setting of Agent Mesh and is ignored."
+        for name in sorted(environ)
+        if name.startswith(("MESH_", "AGENT_")) and not name.startswith("AGENT_MESH_") and name not in _KNOWN
+    )
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,1 @@
+"""Redis: client, keys, scripts and one module per record."""

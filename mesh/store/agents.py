@@ -1,0 +1,204 @@
+"""Agents in Redis: registration, beat, leave; requirements; who leads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from mesh.store.client import Client
+from mesh.store.keys import NAMESPACES, Keys
+from mesh.store.scripts import Arg, Args, Key, Prefix, script
+from mesh.store.tasks import Entry
+
+_pack = msgspec.msgpack.Encoder().encode
+
+
+@script
+def join(
+    agents: Key,
+    prefix: Prefix,
+    agent: Arg[str],
+    gone: Arg[str],
+    rejoin: Arg[str],
+    lost_ms: Arg[int],
+    fields: Arg[bytes],
+    capabilities: Args[str],
+) -> None: ...
+
+
+@script
+def renew(
+    leases: Key,
+    agents: Key,
+    requirements_version: Key,
+    chords_due: Key,
+    pulse: Key,
+    grace: Key,
+    prefix: Prefix,
+    lease_ms: Arg[int],
+    renew_ms: Arg[int],
+    agent: Arg[str],
+    incarnation: Arg[str],
+    fields: Arg[bytes],
+    entries: Args[str],
+) -> None: ...
+
+
+@script
+def leave(prefix: Prefix, agent: Arg[str], incarnation: Arg[str], capabilities: Args[str]) -> None: ...
+
+
+@script
+def evict(leases: Key, prefix: Prefix, holder: Arg[str], cursor: Arg[int], limit: Arg[int]) -> None: ...
+
+
+@script
+def lead(leader: Key, coordinator: Arg[str], lead_ms: Arg[int]) -> None: ...
+
+
+@script
+def resign(leader: Key, coordinator: Arg[str]) -> None: ...
+
+
+ALL = (join, renew, leave, evict, lead, resign)
+_AGENTS_KEPT_MS = 86_400_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """The answer to a registration: `incarnation` is ours if `taken` is False, else the other's."""
+
+    taken: bool
+    incarnation: int
+    before: int = 0  # incarnation that the id had before us, 0 if none
+    beat_age_ms: int = 0  # how long ago the other has beaten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """The answer to a beat; `words`: held | settled | lost, one for each attempt named."""
+
+    known: str  # known | unknown | usurped
+    requirements_version: int
+    next_lease_end_ms: int  # -1: no lease at all
+    chords_due: list[str]
+    words: list[str]
+
+
+class Agents:
+    """The agents of one namespace."""
+
+    def __init__(self, client: Client, keys: Keys, *, lease_ms: int, renew_ms: int) -> None:
+        self._client, self._keys = client, keys
+        self._lease_ms, self._renew_ms = lease_ms, renew_ms
+        self.bound = {one.name: one.bind(client, keys) for one in ALL}
+
+    def join(
+        self,
+        agent: str,
+        fields: dict[str, Any],
+        capabilities: Sequence[str],
+        *,
+        gone: int | None = None,
+        rejoin: int | None = None,
+    ) -> Joined:
+        """Register an agent; refused (`taken`) while another life of that id beats."""
+        flat = [word for name, value in fields.items() for word in (name, str(value))]
+        self._client.execute("SADD", NAMESPACES, self._keys.namespace)
+        answer = self.bound["join"](
+            agent,
+            "" if gone is None else gone,
+            "" if rejoin is None else rejoin,
+            self._lease_ms,
+            _pack(flat),
+            *capabilities,
+        )
+        number = int(answer[2])
+        if answer[0] == b"taken":
+            return Joined(taken=True, incarnation=int(answer[1]), beat_age_ms=number)
+        return Joined(taken=False, incarnation=int(answer[1]), before=number)
+
+    def renew(
+        self, agent: str, incarnation: int, fields: dict[str, Any], entries: Sequence[Entry]
+    ) -> Beat:
+        """One beat: renew exactly these attempts."""
+        flat = [word for name, value in fields.items() for word in (name, str(value))]
+        words = [word for entry in entries for word in (entry.id, entry.fence)]
+        answer = self.bound["renew"](
+            self._lease_ms, self._renew_ms, agent, incarnation, _pack(flat), *words
+        )
+        return Beat(
+            known=answer[0].decode(),
+            requirements_version=int(answer[2]),
+            next_lease_end_ms=int(answer[3]),
+            chords_due=[group.decode() for group in answer[4]],
+            words=[word.decode() for word in answer[5]],
+        )
+
+    def leave(self, agent: str, incarnation: int, capabilities: Sequence[str]) -> str:
+        """Deregister; the record stays for a day, as offline."""
+        answer: bytes = self.bound["leave"](agent, incarnation, *capabilities)
+        return answer.decode()
+
+    def evict(self, holder: str) -> int:
+        """End the leases of a holder (`agent#incarnation`) whose life is known to be over; how many."""
+        cursor, ended = 0, 0
+        while cursor >= 0:
+            page, cursor = self.bound["evict"](holder, cursor, 500)
+            ended += page
+        return ended
+
+    def requirements(self) -> tuple[int, list[str]]:
+        """(version, texts) of the registered requirements of several capabilities."""
+        version, names = self._client.pipeline(
+            ("GET", self._keys["requirements_version"]), ("HKEYS", self._keys["requirements"])
+        )
+        return int(version or 0), [name.decode() for name in names]
+
+    def get(self, agent: str) -> dict[str, str] | None:
+        """One registration as it is stored, or None."""
+        raw = self._client.execute("HGETALL", self._keys.of("agent", agent))
+        return _pairs(raw) if raw else None
+
+    def all(self) -> list[dict[str, str]]:
+        """Every registration, sorted by id."""
+        names = self._client.execute("ZRANGE", self._keys["agents"], 0, -1)
+        if not names:
+            return []
+        replies = self._client.pipeline(*[("HGETALL", self._keys.of("agent", name.decode())) for name in names])
+        return sorted((_pairs(raw) for raw in replies if raw), key=lambda row: row["id"])
+
+    def now_ms(self) -> int:
+        """Redis's clock."""
+        seconds, micros = self._client.execute("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def forget_old(self) -> int:
+        """Drop agents from the index that have not beaten for a day (their records have gone by themselves)."""
+        limit = self.now_ms() - _AGENTS_KEPT_MS
+        return int(self._client.execute("ZREMRANGEBYSCORE", self._keys["agents"], "-inf", limit))
+
+    def nudge(self, agent: str, why: str) -> None:
+        """Make an agent beat now."""
+        self._client.pipeline(
+            ("RPUSH", self._keys.of("nudge", agent), why),
+            ("LTRIM", self._keys.of("nudge", agent), 0, 0),
+            ("PEXPIRE", self._keys.of("nudge", agent), 60000),
+        )
+
+    def lead(self, coordinator: str, lead_ms: int) -> tuple[bool, int, str]:
+        """Take or keep the lead: (leading, term, leader's id)."""
+        answer = self.bound["lead"](coordinator, lead_ms)
+        return bool(answer[0]), int(answer[1]), answer[2].decode()
+
+    def resign(self, coordinator: str) -> bool:
+        """Give the lead up."""
+        return bool(self.bound["resign"](coordinator))
+
+
+def _pairs(raw: Sequence[bytes]) -> dict[str, str]:
+    texts = [value.decode() for value in raw]
+    return dict(zip(texts[::2], texts[1::2], strict=True))

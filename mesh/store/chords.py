@@ -1,0 +1,74 @@
+"""Chords in Redis: a header's results, and the mark that its body is due."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mesh.store.client import Client
+from mesh.store.keys import Keys
+from mesh.store.scripts import Arg, Bound, Key, Prefix, script
+
+
+@script
+def chord_arm(
+    chords_due: Key, prefix: Prefix, keep_ms: Arg[int], group_id: Arg[str], body: Arg[bytes], size: Arg[int]
+) -> None: ...
+
+
+@script
+def chord_part(
+    chords_due: Key, prefix: Prefix, group_id: Arg[str], index: Arg[str], document: Arg[bytes]
+) -> None: ...
+
+
+@script
+def chord_take(chords_due: Key, prefix: Prefix, group_id: Arg[str]) -> None: ...
+
+
+@script
+def chord_done(chords_due: Key, prefix: Prefix, group_id: Arg[str]) -> None: ...
+
+
+ALL = (chord_arm, chord_part, chord_take, chord_done)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueChord:
+    """A chord whose header is complete: its body, when it was armed (ms), result documents in the header's order."""
+
+    body: bytes
+    armed: str
+    documents: list[bytes]
+
+
+class Chords:
+    """The chords of one namespace."""
+
+    def __init__(self, client: Client, keys: Keys, *, keep_ms: int) -> None:
+        self._client, self._keys, self._keep_ms = client, keys, keep_ms
+        self.bound: dict[str, Bound] = {one.name: one.bind(client, keys) for one in ALL}
+
+    def arm(self, group_id: str, *, body: bytes = b"", size: int = -1) -> bool:
+        """Tell a chord its body or its size; True if it is due by it."""
+        return bool(self.bound["chord_arm"](self._keep_ms, group_id, body, size))
+
+    def part(self, group_id: str, index: str, document: bytes) -> bool:
+        """Count the part of a task that was never published; True if the chord is due by it."""
+        return bool(self.bound["chord_part"](group_id, index, document))
+
+    def grow(self, group_id: str) -> None:
+        """One more task belongs to the header (Celery's add_to_chord)."""
+        self._client.execute("HINCRBY", self._keys.of("chord", group_id), "added", 1)
+
+    def take(self, group_id: str) -> DueChord | None:
+        """Claim a due chord for 10 s; None if there is nothing to do or another process is at it."""
+        answer = self.bound["chord_take"](group_id)
+        if not answer:
+            return None
+        parts = list(zip(answer[2::2], answer[3::2], strict=True))
+        parts.sort(key=lambda part: (not part[0].isdigit(), int(part[0]) if part[0].isdigit() else 0, part[0]))
+        return DueChord(body=answer[0], armed=answer[1].decode(), documents=[document for _, document in parts])
+
+    def done(self, group_id: str) -> None:
+        """Nothing is due any more."""
+        self.bound["chord_done"](group_id)

@@ -1,0 +1,148 @@
+"""The connection to Redis: a small pool of redis-py connections, and commands as packed bytes.
+
+redis-py's client costs more than the round trip it makes; the store's hot path is one script call, so it packs the
+command itself (`pack`), writes it to a pooled redis-py connection and reads the reply. Everything that redis-py's
+*connections* do well is theirs: URLs, TLS, authentication, time-outs, the hiredis parser.
+
+Failures of the network become `StoreUnavailable`; a call whose connection turns out dead is tried once more on a fresh
+one. That is safe because each script may be repeated: it is guarded by state and fence, or by an idempotent id.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import redis
+from redis.exceptions import NoScriptError, ResponseError
+
+from mesh.errors import StoreUnavailable
+
+__all__ = ["NETWORK_ERRORS", "Client", "NoScriptError", "ResponseError", "pack", "safe_url", "subscription"]
+
+NETWORK_ERRORS = (redis.ConnectionError, redis.TimeoutError, OSError)
+
+_KEEPALIVE = {
+    getattr(socket, name): value
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+}
+
+
+def pack(args: Iterable[bytes | str | int | float]) -> bytes:
+    """One command in the Redis protocol."""
+    parts = [
+        arg if type(arg) is bytes else (arg.encode() if type(arg) is str else str(arg).encode()) for arg in args
+    ]
+    return b"".join([b"*%d\r\n" % len(parts), *[b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]])
+
+
+def safe_url(url: str) -> str:
+    """The URL without its password, for messages and logs."""
+    head, separator, tail = url.rpartition("@")
+    if not separator:
+        return url
+    scheme, _, user = head.partition("://")
+    return f"{scheme}://{user.partition(':')[0]}:***@{tail}"
+
+
+def connection_options(connect_timeout_ms: int, socket_timeout_ms: int) -> dict[str, Any]:
+    """Options of every connection: redis-py's defaults (5 s and ten retries) and Kombu's (none, none) both surprise."""
+    return {
+        "socket_timeout": socket_timeout_ms / 1000,
+        "socket_connect_timeout": connect_timeout_ms / 1000,
+        "socket_keepalive": True,
+        "socket_keepalive_options": _KEEPALIVE,
+        "health_check_interval": 0,
+        "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
+        "protocol": 2,
+    }
+
+
+class Client:
+    """A pool of connections to one Redis. Safe for threads; a forked child starts with an empty pool."""
+
+    def __init__(self, url: str, *, connect_timeout_ms: int = 3000, socket_timeout_ms: int = 10000) -> None:
+        self.url = url
+        try:
+            # Only the URL's parsing is wanted of this pool: it names the connection class and its arguments.
+            self._pool = redis.ConnectionPool.from_url(
+                url, **connection_options(connect_timeout_ms, socket_timeout_ms)
+            )
+        except ValueError as error:
+            raise StoreUnavailable(f"REDIS_URL {safe_url(url)!r} is not a Redis URL: {error}") from error
+        self._free: deque[redis.Connection] = deque()
+        self._pid = os.getpid()
+
+    def connection(self) -> redis.Connection:
+        """A fresh connection, not connected and not pooled: for blocking waits and subscriptions."""
+        connection: redis.Connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        return connection
+
+    def call(self, command: bytes) -> Any:
+        """Send one packed command, return its reply; an error reply is raised."""
+        reply = self.calls([command], 1)[0]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def calls(self, commands: Sequence[bytes], replies: int) -> list[Any]:
+        """Send packed commands in one write, return one reply each; error replies are returned as exceptions."""
+        data = b"".join(commands)
+        if self._pid != os.getpid():  # forked: the sockets are the parent's
+            self._free, self._pid = deque(), os.getpid()
+        while True:
+            try:
+                connection, pooled = self._free.pop(), True
+            except IndexError:
+                connection, pooled = self.connection(), False
+            try:
+                if not pooled:
+                    connection.connect()
+                connection.send_packed_command([data], check_health=False)
+                answer = [self._read(connection) for _ in range(replies)]
+            except NETWORK_ERRORS as error:
+                connection.disconnect()
+                if pooled:
+                    continue  # it was dead, or died: at worst the script runs twice, which changes nothing
+                raise StoreUnavailable(
+                    f"Redis at {safe_url(self.url)} cannot be reached: {error}"
+                ) from error
+            except BaseException:
+                connection.disconnect()  # a reply may be under way: this connection is of no use to anybody
+                raise
+            self._free.append(connection)
+            return answer
+
+    @staticmethod
+    def _read(connection: redis.Connection) -> Any:
+        try:
+            return connection.read_response()
+        except ResponseError as error:
+            return error
+
+    def execute(self, *args: bytes | str | int | float) -> Any:
+        """One command by its words."""
+        return self.call(pack(args))
+
+    def pipeline(self, *commands: Sequence[bytes | str | int | float]) -> list[Any]:
+        """Several commands in one round trip; the first error reply is raised."""
+        replies = self.calls([pack(command) for command in commands], len(commands))
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        while self._free:
+            self._free.pop().disconnect()
+
+
+def subscription(client: Client) -> redis.client.PubSub:
+    """A redis-py subscription on a connection pool of its own."""
+    pool = redis.ConnectionPool(connection_class=client._pool.connection_class, **client._pool.connection_kwargs)
+    return redis.Redis(connection_pool=pool).pubsub(ignore_subscribe_messages=True)

@@ -1,0 +1,116 @@
+--#include time counts queues finish promote
+-- Leases up to `limit` queued tasks of the given queues to a holder, oldest and most urgent first.
+-- isolated: 1 if each task runs in a process of its own; idle: 1 if the holder holds nothing.
+-- A task with a crash or a lost lease behind it ("watched") is delivered alone, its start recorded at once; a holder
+-- whose tasks share one process takes it only while it holds nothing else, or when it has waited `patience_ms`.
+-- Answers {now, ms until the next scheduled task or -1, tasks}; seven values a task: id, queue, fence, run, marks (1: delivered
+-- before, 2: watched), message, priority.
+-- Invariant: an id is in its queue or among the leases, never in neither: the lease is written before the queue is left.
+promote(100)
+local want = tonumber(limit)
+local names = {}
+for index = FIRST, #ARGV do names[#names + 1] = ARGV[index] end
+if #names == 0 then return {now, -1, {}} end
+
+local candidates = {}
+for index, full in ipairs(redis.call('SMISMEMBER', ready, unpack(names))) do
+  if full == 1 then
+    local head = redis.call('ZRANGE', QUEUE .. names[index], 0, 0, 'WITHSCORES')
+    if head[1] then
+      candidates[#candidates + 1] = {name = names[index], score = tonumber(head[2])}
+    else
+      redis.call('SREM', ready, names[index])
+    end
+  end
+end
+if #candidates > 1 then table.sort(candidates, function(a, b) return a.score < b.score end) end
+
+local taken, gone, alone = {}, {}, false
+-- Decides about one queued id: takes it, drops it (ended or vanished), or leaves it.
+local function consider(id, queue)
+  local r = redis.call('HMGET', TASK .. id, 'state', 'attempt', 'run', 'crashes', 'suspect', 'expires_at', 'queued', 'chord', 'priority')
+  local state = r[1]
+  if not state or not LEGAL.lease[state] then
+    gone[queue][#gone[queue] + 1] = id
+    return
+  end
+  if r[6] and now >= tonumber(r[6]) then
+    finish(id, queue, state, 'expired', r[8], describe(id, 'expired', 'TaskRevokedError', 'celery.exceptions', 'expired'), true,
+      keep_ms)
+    redis.call('ZREM', deadlines, id)
+    gone[queue][#gone[queue] + 1] = id
+    return
+  end
+  local watched = r[4] or r[5]
+  if watched then
+    if #taken > 0 then return end
+    if isolated ~= '1' and idle ~= '1' and now - tonumber(r[7]) < tonumber(patience_ms) then return end
+  end
+  local message = redis.call('GET', MESSAGE .. id)
+  if not message then
+    finish(id, queue, state, 'dead_lettered', r[8],
+      describe(id, 'dead_lettered', 'LookupError', 'builtins', 'its message is gone from Redis'), true, keep_ms, 'reason', 'message lost')
+    gone[queue][#gone[queue] + 1] = id
+    return
+  end
+  local attempt = (tonumber(r[2]) or 0) + 1
+  local marks = (attempt > 1 and 1 or 0) + (watched and 2 or 0)
+  taken[#taken + 1] = {id, queue, attempt .. '-' .. nonce, r[3], marks, message, attempt, watched, r[6], r[9]}
+  gone[queue][#gone[queue] + 1] = id
+  alone = watched and true or false
+end
+
+for _, candidate in ipairs(candidates) do
+  local queue = candidate.name
+  gone[queue] = {}
+  local ids = redis.call('ZRANGE', QUEUE .. queue, 0, want - #taken + 15)
+  for _, id in ipairs(ids) do
+    if alone or #taken >= want then break end
+    consider(id, queue)
+  end
+  if alone or #taken >= want then break end
+end
+
+local lease_end = text(now + tonumber(lease_ms))
+local entries = {}
+for _, task in ipairs(taken) do
+  entries[#entries + 1] = lease_end
+  entries[#entries + 1] = task[1]
+end
+if #entries > 0 then redis.call('ZADD', leases, unpack(entries)) end
+for _, task in ipairs(taken) do
+  local target = task[8] and 'running' or 'leased'
+  if task[8] then
+    redis.call('HSET', TASK .. task[1], 'state', target, 'attempt', task[7], 'fence', task[3], 'agent', holder, 'leased', stamp,
+      'started', stamp)
+  else
+    redis.call('HSET', TASK .. task[1], 'state', target, 'attempt', task[7], 'fence', task[3], 'agent', holder, 'leased', stamp)
+  end
+  if task[9] then redis.call('ZREM', deadlines, task[1]) end
+  move_count(task[2], 'queued', target)
+end
+for _, candidate in ipairs(candidates) do
+  local queue, left = candidate.name, gone[candidate.name]
+  if left and #left > 0 then
+    for first = 1, #left, 4000 do
+      redis.call('ZREM', QUEUE .. queue, unpack(left, first, math.min(first + 3999, #left)))
+    end
+  end
+  if redis.call('EXISTS', QUEUE .. queue) == 0 then
+    redis.call('SREM', ready, queue)
+  else
+    ring(queue)
+  end
+end
+write_counts()
+
+local next_due = -1
+if #taken == 0 then
+  local head = redis.call('ZRANGE', scheduled, 0, 0, 'WITHSCORES')
+  if head[2] then next_due = math.max(0, tonumber(head[2]) - now) end
+end
+local reply = {}
+for index, task in ipairs(taken) do
+  reply[index] = {task[1], task[2], task[3], task[4], task[5], task[6], task[10]}
+end
+return {now, next_due, reply}

@@ -1,0 +1,21 @@
+-- Puts a held task back to where it stood in its queue. Needs time, counts, queues.
+local function requeue(id, queue, from, score, ...)
+  enqueue(id, queue, score)
+  redis.call('HSET', TASK .. id, 'state', 'queued', 'fence', '', 'queued', stamp, ...)
+  redis.call('DEL', RESULT .. id)
+  move_count(queue, from, 'queued')
+end
+-- A started attempt whose process died: again, or put aside as poison at the limit.
+-- Returns the state it is in now, and the chord that became due by it. Needs finish.
+local function crashed(id, queue, from, score, chord, crashes, limit, keep_ms, agent, sentence)
+  crashes = (tonumber(crashes) or 0) + 1
+  redis.call('HSET', TASK .. id, 'crashes', crashes, 'crashed', stamp, 'error', sentence)
+  redis.call('HINCRBY', counters, queue .. '|crashes', 1)
+  if crashes < tonumber(limit) then
+    requeue(id, queue, from, score)
+    return 'queued'
+  end
+  local document = describe(id, 'dead_lettered', 'WorkerLostError', 'billiard.exceptions', sentence)
+  local due = finish(id, queue, from, 'dead_lettered', chord, document, true, keep_ms, 'reason', 'poison')
+  return 'dead_lettered', due
+end

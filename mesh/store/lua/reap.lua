@@ -1,0 +1,29 @@
+--#include time counts queues finish requeue pulse
+--#allow-oom
+-- Takes back tasks whose lease has ended, at most `limit`. One that had started counts a crash for it (its agent died with
+-- it); one that had not is only watched from now on. Nothing is reaped within the grace that follows a silence of Redis.
+-- Answers {tasks queued again, tasks put aside as poison, ms until the next lease ends or -1, chords that became due}.
+local again, aside, due = 0, 0, {}
+local quiet = in_grace()
+for _, id in ipairs(redis.call('ZRANGE', leases, '-inf', quiet and 0 or stamp, 'BYSCORE', 'LIMIT', 0, limit)) do
+  local state, queue, score, chord, crashes, agent =
+    unpack(redis.call('HMGET', TASK .. id, 'state', 'queue', 'score', 'chord', 'crashes', 'agent'))
+  if state and LEGAL.reap[state] then
+    redis.call('HINCRBY', counters, queue .. '|reassigned', 1)
+    if state == 'running' then
+      local sentence = 'agent ' .. string.match(agent or '?', '^[^#]*') .. ' died while it ran'
+      local now_in, group = crashed(id, queue, state, score, chord, crashes, max_crashes, dead_keep_ms, agent, sentence)
+      if now_in == 'queued' then again = again + 1 else aside = aside + 1 end
+      if group then due[#due + 1] = group end
+    else
+      requeue(id, queue, state, score, 'suspect', '1')
+      again = again + 1
+    end
+  end
+  redis.call('ZREM', leases, id)
+end
+write_counts()
+local next_end = -1
+local head = redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')
+if head[2] then next_end = math.max(0, tonumber(head[2]) - now) end
+return {again, aside, next_end, due}

@@ -1,0 +1,41 @@
+--#include time pulse
+--#allow-oom
+-- An agent's beat: renews the leases of exactly the attempts that it names, and its registration. `fields`: msgpack list of
+-- registration fields that change (load figures). Then two arguments an attempt: id, fence.
+-- Answers {word: known | unknown | usurped, now, version of the requirements, ms until the next lease ends or -1,
+-- chords due for 2 s, one word an attempt: held | settled | lost}.
+in_grace()
+local key = AGENT .. agent
+local known = 'unknown'
+local current = redis.call('HGET', key, 'incarnation')
+if current == incarnation then
+  known = 'known'
+  redis.call('HSET', key, 'beat', stamp, unpack(cmsgpack.unpack(fields)))
+  redis.call('ZADD', agents, stamp, agent)
+elseif current then
+  known = 'usurped'
+end
+local answers, held = {}, {}
+local lease_end = text(now + tonumber(lease_ms))
+for at = FIRST, #ARGV, 2 do
+  local state, fence = unpack(redis.call('HMGET', TASK .. ARGV[at], 'state', 'fence'))
+  local word = 'lost'
+  if state == 'leased' or state == 'running' then
+    if fence == ARGV[at + 1] or not FENCED then
+      word = 'held'
+      held[#held + 1] = lease_end
+      held[#held + 1] = ARGV[at]
+    end
+  elseif state and state ~= 'cancelled' and state ~= 'queued' and state ~= 'scheduled' then
+    word = 'settled'
+  end
+  answers[#answers + 1] = word
+end
+for first = 1, #held, 4000 do
+  redis.call('ZADD', leases, 'XX', unpack(held, first, math.min(first + 3999, #held)))
+end
+local next_end = -1
+local head = redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')
+if head[2] then next_end = math.max(0, tonumber(head[2]) - now) end
+local due = redis.call('ZRANGE', chords_due, '-inf', text(now - 2000), 'BYSCORE', 'LIMIT', 0, 20)
+return {known, now, tonumber(redis.call('GET', requirements_version) or 0), next_end, due, answers}

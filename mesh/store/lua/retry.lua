@@ -1,0 +1,27 @@
+--#include time counts queues
+--#allow-oom
+-- The running attempt publishes its own id again (Celery's self.retry and Task.replace), with a new message.
+-- failed: 1 if the attempt failed, 0 if it replaced itself. delay_ms '' means at once, 'parked' until another
+-- publication of the id comes (a replacing chord's body). Answers moved | missing | fenced | stale.
+local key = TASK .. task_id
+local state, held, old_queue = unpack(redis.call('HMGET', key, 'state', 'fence', 'queue'))
+if not state then return 'missing' end
+if not LEGAL.retry[state] then return 'stale' end
+if FENCED and held ~= fence then return 'fenced' end
+local arrival = redis.call('INCR', sequence)
+local score = text((9 - tonumber(priority)) * 562949953421312 + arrival)
+local target = delay_ms == '' and 'queued' or 'scheduled'
+if message ~= '' then redis.call('SET', MESSAGE .. task_id, message) end
+if delay_ms ~= '' and delay_ms ~= 'parked' then
+  redis.call('ZADD', scheduled, text(now + tonumber(delay_ms)), task_id)
+end
+redis.call('HSET', key, 'state', target, 'fence', '', 'was', fence, 'queue', queue, 'type', task_type, 'priority', priority,
+  'score', score, 'queued', stamp)
+if failed == '1' then redis.call('HINCRBY', key, 'failures', 1) end
+if target == 'queued' then enqueue(task_id, queue, score) end
+redis.call('ZREM', leases, task_id)
+count(old_queue, state, -1)
+count(queue, target, 1)
+if failed == '1' then redis.call('HINCRBY', counters, queue .. '|retries', 1) end
+write_counts()
+return 'moved'

@@ -1,0 +1,38 @@
+--#include time counts finish
+--#allow-oom
+-- Ends attempts: result, state, lease, counters and chord part in one step. Seven arguments each: id, fence, state it ends
+-- in, result document or '', 1 to keep the result for readers, ms that it ran or '', reason or ''.
+-- Answers {one word each: moved | missing | fenced | stale, chords that became due}.
+-- Invariant: an attempt that is not the current one changes nothing.
+local answers, due, ended = {}, {}, {}
+for at = FIRST, #ARGV, 7 do
+  local id, fence = ARGV[at], ARGV[at + 1]
+  local state, held, queue, chord, attempt = unpack(redis.call('HMGET', TASK .. id, 'state', 'fence', 'queue', 'chord'))
+  if not state then
+    answers[#answers + 1] = 'missing'
+  elseif not LEGAL.settle[state] then
+    answers[#answers + 1] = 'stale'
+  elseif FENCED and held ~= fence then
+    answers[#answers + 1] = 'fenced'
+  else
+    local to, document, ran = ARGV[at + 2], ARGV[at + 3], ARGV[at + 5]
+    local store = ARGV[at + 4] == '1'
+    local keep = keep_ms
+    if to == 'dead_lettered' then keep = dead_keep_ms elseif not store and to == 'succeeded' then keep = ignored_keep_ms end
+    local group
+    if state == 'leased' and ran ~= '' then
+      group = finish(id, queue, state, to, chord, document, store, keep, 'started', text(now - tonumber(ran)))
+    else
+      group = finish(id, queue, state, to, chord, document, store, keep)
+    end
+    if ARGV[at + 6] ~= '' then redis.call('HSET', TASK .. id, 'reason', ARGV[at + 6]) end
+    if group then due[#due + 1] = group end
+    ended[#ended + 1] = id
+    answers[#answers + 1] = 'moved'
+  end
+end
+for first = 1, #ended, 4000 do
+  redis.call('ZREM', leases, unpack(ended, first, math.min(first + 3999, #ended)))
+end
+write_counts()
+return {answers, due}

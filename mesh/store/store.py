@@ -1,0 +1,65 @@
+"""The store of one namespace: everything that the floors above hold of Redis."""
+
+from __future__ import annotations
+
+from mesh.errors import StoreUnavailable
+from mesh.settings import Settings
+from mesh.store import agents, chords, tasks
+from mesh.store.agents import Agents
+from mesh.store.chords import Chords
+from mesh.store.client import Client, ResponseError
+from mesh.store.keys import Keys
+from mesh.store.tasks import Tasks
+
+
+class Store:
+    """Tasks, agents and chords of one namespace on one Redis; safe for threads, and for a forked child."""
+
+    def __init__(self, settings: Settings, *, client: Client | None = None) -> None:
+        self.settings = settings
+        self.client = client or Client(
+            settings.redis_url,
+            connect_timeout_ms=settings.redis_connect_timeout_ms,
+            socket_timeout_ms=settings.redis_socket_timeout_ms,
+        )
+        self.keys = Keys(settings.namespace)
+        keep_ms = settings.result_retention_s * 1000
+        lease_ms, renew_ms = settings.lease_ms, settings.lease_renew_ms
+        self.tasks = Tasks(
+            self.client,
+            self.keys,
+            keep_ms=keep_ms,
+            ignored_keep_ms=settings.ignored_retention_s * 1000,
+            dead_keep_ms=settings.dead_letter_retention_s * 1000,
+            max_crashes=settings.max_crashes,
+            lease_ms=lease_ms,
+            renew_ms=renew_ms,
+        )
+        self.agents = Agents(self.client, self.keys, lease_ms=lease_ms, renew_ms=renew_ms)
+        self.chords = Chords(self.client, self.keys, keep_ms=keep_ms)
+
+    def check(self) -> None:
+        """Raise `StoreUnavailable` unless Redis answers and evicts nothing (an evicted key would be a lost task)."""
+        self.client.execute("PING")
+        try:
+            policy = self.client.execute("CONFIG", "GET", "maxmemory-policy")
+        except ResponseError:
+            return  # CONFIG is forbidden or renamed on many managed servers
+        if policy and policy[1] != b"noeviction":
+            raise StoreUnavailable(
+                f"Redis evicts keys when memory is full (maxmemory-policy {policy[1].decode()}), which loses tasks: "
+                "set it to noeviction."
+            )
+
+    def preload(self) -> None:
+        """Teach the server all scripts."""
+        for part in (self.tasks.bound, self.agents.bound, self.chords.bound):
+            for bound in part.values():
+                bound.load()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+
+SCRIPTS = (*tasks.ALL, *agents.ALL, *chords.ALL)

@@ -1,0 +1,559 @@
+"""Task records in Redis: the scripts that move them, and how they are read.
+
+Each script answers with a word for what it did (`mesh.core.states.Answer`); a refused move is an answer, not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from mesh.core.states import LIVE, TERMINAL, State
+from mesh.store.client import Client
+from mesh.store.keys import Keys
+from mesh.store.scripts import Arg, Args, Bound, Key, Prefix, call_together, script
+
+__all__ = ["Entry", "Fetched", "Publication", "Record", "Settlement", "Tasks"]
+
+_pack = msgspec.msgpack.Encoder().encode
+
+
+@script
+def submit(
+    ready: Key,
+    scheduled: Key,
+    leases: Key,
+    deadlines: Key,
+    counters: Key,
+    recent: Key,
+    dead: Key,
+    requirements: Key,
+    requirements_version: Key,
+    sequence: Key,
+    agents: Key,
+    prefix: Prefix,
+    tasks: Args[Any],
+) -> None: ...
+
+
+@script
+def retry(
+    ready: Key,
+    scheduled: Key,
+    leases: Key,
+    counters: Key,
+    sequence: Key,
+    prefix: Prefix,
+    task_id: Arg[str],
+    fence: Arg[str],
+    queue: Arg[str],
+    task_type: Arg[str],
+    priority: Arg[int],
+    message: Arg[bytes],
+    delay_ms: Arg[str],
+    failed: Arg[int],
+) -> None: ...
+
+
+@script
+def fetch(
+    ready: Key,
+    scheduled: Key,
+    leases: Key,
+    deadlines: Key,
+    counters: Key,
+    dead: Key,
+    chords_due: Key,
+    sequence: Key,
+    prefix: Prefix,
+    keep_ms: Arg[int],
+    holder: Arg[str],
+    isolated: Arg[int],
+    patience_ms: Arg[int],
+    lease_ms: Arg[int],
+    nonce: Arg[str],
+    limit: Arg[int],
+    idle: Arg[int],
+    queues: Args[str],
+) -> None: ...
+
+
+@script
+def start(counters: Key, prefix: Prefix, entries: Args[str]) -> None: ...
+
+
+@script
+def settle(
+    leases: Key,
+    counters: Key,
+    dead: Key,
+    chords_due: Key,
+    prefix: Prefix,
+    keep_ms: Arg[int],
+    ignored_keep_ms: Arg[int],
+    dead_keep_ms: Arg[int],
+    entries: Args[str],
+) -> None: ...
+
+
+@script
+def release(
+    ready: Key, leases: Key, counters: Key, dead: Key, chords_due: Key, prefix: Prefix, entries: Args[str]
+) -> None: ...
+
+
+@script
+def crash(
+    ready: Key,
+    leases: Key,
+    counters: Key,
+    dead: Key,
+    chords_due: Key,
+    prefix: Prefix,
+    dead_keep_ms: Arg[int],
+    max_crashes: Arg[int],
+    task_id: Arg[str],
+    fence: Arg[str],
+    sentence: Arg[str],
+) -> None: ...
+
+
+@script
+def reap(
+    ready: Key,
+    leases: Key,
+    counters: Key,
+    dead: Key,
+    chords_due: Key,
+    pulse: Key,
+    grace: Key,
+    prefix: Prefix,
+    dead_keep_ms: Arg[int],
+    max_crashes: Arg[int],
+    lease_ms: Arg[int],
+    renew_ms: Arg[int],
+    limit: Arg[int],
+) -> None: ...
+
+
+@script
+def cancel(
+    ready: Key,
+    scheduled: Key,
+    leases: Key,
+    deadlines: Key,
+    counters: Key,
+    dead: Key,
+    chords_due: Key,
+    prefix: Prefix,
+    keep_ms: Arg[int],
+    task_id: Arg[str],
+    reason: Arg[str],
+) -> None: ...
+
+
+@script
+def conclude(
+    ready: Key,
+    scheduled: Key,
+    deadlines: Key,
+    counters: Key,
+    dead: Key,
+    chords_due: Key,
+    prefix: Prefix,
+    keep_ms: Arg[int],
+    task_id: Arg[str],
+    state: Arg[str],
+    document: Arg[bytes],
+) -> None: ...
+
+
+@script
+def annotate(prefix: Prefix, keep_ms: Arg[int], task_id: Arg[str], fence: Arg[str], document: Arg[bytes]) -> None: ...
+
+
+@script
+def tick(
+    ready: Key,
+    scheduled: Key,
+    deadlines: Key,
+    counters: Key,
+    dead: Key,
+    chords_due: Key,
+    sequence: Key,
+    prefix: Prefix,
+    keep_ms: Arg[int],
+    dead_keep_ms: Arg[int],
+    limit: Arg[int],
+) -> None: ...
+
+
+ALL = (submit, retry, fetch, start, settle, release, crash, reap, cancel, conclude, annotate, tick)
+_WIDTH = 10  # values of one publication, see submit.lua
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Publication:
+    """One task to be published; see `lua/submit.lua` for what `kind` and `token` mean."""
+
+    id: str
+    queue: str
+    type: str
+    message: bytes
+    priority: int = 4
+    delay_ms: int | None = None
+    expires_ms: int | None = None
+    kind: str = "create"
+    token: str = ""
+    extra: Sequence[Any] = ()  # more fields of the record: name, value, name, value ...
+
+    def words(self) -> tuple[Any, ...]:
+        """The ten values that `submit.lua` takes."""
+        return (
+            self.id,
+            self.queue,
+            self.type,
+            self.priority,
+            self.message,
+            "" if self.delay_ms is None else self.delay_ms,
+            "" if self.expires_ms is None else self.expires_ms,
+            self.kind,
+            self.token,
+            _pack(list(self.extra)) if self.extra else b"",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """One leased task."""
+
+    id: str
+    queue: str
+    fence: str
+    run: int
+    redelivered: bool
+    watched: bool
+    message: bytes
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The end of one attempt; `document` is Celery's result document (b'' if nobody made one)."""
+
+    id: str
+    fence: str
+    state: State
+    document: bytes = b""
+    keep: bool = False
+    ran_ms: int | None = None
+    reason: str = ""
+
+    def words(self) -> tuple[Any, ...]:
+        """The seven values that `settle.lua` takes."""
+        ran = "" if self.ran_ms is None else self.ran_ms
+        return (
+            self.id,
+            self.fence,
+            str(self.state),
+            self.document,
+            "1" if self.keep else "0",
+            ran,
+            self.reason,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One attempt by name: id and fence."""
+
+    id: str
+    fence: str
+
+
+_TIMES = ("created", "queued", "leased", "started", "ended", "crashed", "expires_at")
+_COUNTS = ("priority", "run", "attempt", "failures", "crashes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A task's record as it is in Redis. Times are ms of Redis's clock, None where the task has not been there."""
+
+    id: str
+    state: State
+    type: str
+    queue: str
+    priority: int = 4
+    run: int = 1
+    attempt: int = 0
+    failures: int = 0
+    crashes: int = 0
+    agent: str | None = None
+    fence: str = ""
+    error: str | None = None
+    reason: str | None = None
+    created: int | None = None
+    queued: int | None = None
+    leased: int | None = None
+    started: int | None = None
+    ended: int | None = None
+    crashed: int | None = None
+    expires_at: int | None = None
+    other: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ended_already(self) -> bool:
+        """Whether the task is in a terminal state."""
+        return self.state in TERMINAL
+
+
+def parse_record(task_id: str, raw: Sequence[bytes]) -> Record | None:
+    """The record from the reply of HGETALL; None if there is none."""
+    if not raw:
+        return None
+    texts = [value.decode() for value in raw]
+    fields: dict[str, str] = dict(zip(texts[::2], texts[1::2], strict=True))
+    numbers = {name: int(float(fields.pop(name))) for name in (*_TIMES, *_COUNTS) if name in fields}
+    agent = fields.pop("agent", None)
+    known: dict[str, Any] = {
+        name: fields.pop(name) for name in ("type", "queue", "fence", "error", "reason") if name in fields
+    }
+    return Record(
+        id=task_id,
+        state=State(fields.pop("state")),
+        agent=agent.partition("#")[0] if agent else None,
+        other=fields,
+        **{"type": "", "queue": "", **known, **numbers},
+    )
+
+
+class Tasks:
+    """The task records of one namespace. `keep_ms`: retention of results; see the settings of the same names."""
+
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        *,
+        keep_ms: int,
+        ignored_keep_ms: int,
+        dead_keep_ms: int,
+        max_crashes: int,
+        lease_ms: int,
+        renew_ms: int,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self.lease_ms, self.renew_ms = lease_ms, renew_ms
+        self._keep = (keep_ms, ignored_keep_ms, dead_keep_ms)
+        self._max_crashes = max_crashes
+        self.bound: dict[str, Bound] = {one.name: one.bind(client, keys) for one in ALL}
+
+    # -- producers
+
+    def submit(self, publications: Sequence[Publication]) -> list[str]:
+        """Publish tasks in one step; one word each: moved | exists | conflict | full."""
+        words = [word for publication in publications for word in publication.words()]
+        return self.submit_words(words)
+
+    def submit_words(self, words: Sequence[Any]) -> list[str]:
+        """`submit` for callers that have laid the ten values of each task out themselves."""
+        answer: list[bytes] = self.bound["submit"](*words)
+        return [word.decode() for word in answer]
+
+    def cancel(self, task_id: str, reason: str) -> tuple[str, str, str]:
+        """Cancel a task that has not ended: (moved | missing | stale, state it was in, chord due by it)."""
+        answer = self.bound["cancel"](self._keep[0], task_id, reason)
+        return answer[0].decode(), answer[1].decode(), answer[2].decode()
+
+    def conclude(self, task_id: str, state: State, document: bytes) -> tuple[str, str]:
+        """Record an outcome for an id that nobody holds: (moved | fenced | stale, chord due by it)."""
+        answer = self.bound["conclude"](self._keep[0], task_id, str(state), document)
+        return answer[0].decode(), answer[1].decode()
+
+    # -- holders
+
+    def fetch_words(
+        self,
+        *,
+        holder: str,
+        isolated: bool,
+        nonce: str,
+        limit: int,
+        idle: bool,
+        queues: Sequence[str],
+        patience_ms: int = 30000,
+    ) -> tuple[Bound, list[Any]]:
+        """A fetch that the caller sends himself, on the connection of its own event loop."""
+        words: list[Any] = [
+            self._keep[0],
+            holder,
+            int(isolated),
+            patience_ms,
+            self.lease_ms,
+            nonce,
+            limit,
+            int(idle),
+            *queues,
+        ]
+        return self.bound["fetch"], words
+
+    @staticmethod
+    def fetched(reply: Any) -> tuple[int, list[Fetched]]:
+        """A fetch's reply as (ms until the next scheduled task or -1, tasks)."""
+        tasks = [
+            Fetched(
+                one.decode(),
+                queue.decode(),
+                fence.decode(),
+                int(run),
+                bool(marks & 1),
+                bool(marks & 2),
+                message,
+                int(priority),
+            )
+            for one, queue, fence, run, marks, message, priority in reply[2]
+        ]
+        return int(reply[1]), tasks
+
+    def fetch(self, **options: Any) -> list[Fetched]:
+        """Lease tasks now; the options of `fetch_words`."""
+        bound, words = self.fetch_words(**options)
+        return self.fetched(bound(*words))[1]
+
+    def start_words(self, started: Iterable[tuple[str, str, int]]) -> tuple[Bound, list[Any]]:
+        """Record accepted attempts (id, fence, ms since), to be sent by the caller."""
+        return self.bound["start"], [word for entry in started for word in entry]
+
+    def settle_words(self, settlements: Iterable[Settlement]) -> tuple[Bound, list[Any]]:
+        """End attempts, to be sent by the caller."""
+        words: list[Any] = [*self._keep]
+        for settlement in settlements:
+            words.extend(settlement.words())
+        return self.bound["settle"], words
+
+    @staticmethod
+    def settled(reply: Any) -> tuple[list[str], list[str]]:
+        """A settle's reply as (one word an attempt, chords that became due)."""
+        return [word.decode() for word in reply[0]], [group.decode() for group in reply[1]]
+
+    def start(self, started: Iterable[tuple[str, str, int]]) -> list[str]:
+        """Record that a pool has accepted attempts: (id, fence, ms since)."""
+        bound, words = self.start_words(started)
+        return [word.decode() for word in bound(*words)]
+
+    def settle(self, settlements: Iterable[Settlement]) -> tuple[list[str], list[str]]:
+        """End attempts; (one word each, chords that became due)."""
+        bound, words = self.settle_words(settlements)
+        return self.settled(bound(*words))
+
+    def release(self, entries: Iterable[Entry]) -> list[str]:
+        """Give attempts back, uncounted; one word each."""
+        words = [word for entry in entries for word in (entry.id, entry.fence)]
+        return [word.decode() for word in self.bound["release"](*words)] if words else []
+
+    def crash(self, entry: Entry, sentence: str) -> tuple[str, str, str]:
+        """Its process died: (word, state it is in now, chord due by it)."""
+        answer = self.bound["crash"](self._keep[2], self._max_crashes, entry.id, entry.fence, sentence)
+        return answer[0].decode(), answer[1].decode(), answer[2].decode()
+
+    def retry(
+        self,
+        entry: Entry,
+        *,
+        queue: str,
+        task_type: str,
+        priority: int,
+        message: bytes,
+        delay_ms: int | str | None,
+        failed: bool,
+    ) -> str:
+        """The running attempt publishes its id again; `delay_ms` may be 'parked', see retry.lua."""
+        delay = "" if delay_ms is None else delay_ms
+        answer: bytes = self.bound["retry"](
+            entry.id, entry.fence, queue, task_type, priority, message, delay, int(failed)
+        )
+        return answer.decode()
+
+    def annotate(self, task_id: str, fence: str, document: bytes) -> str:
+        """Store a result document that ends nothing."""
+        answer: bytes = self.bound["annotate"](self._keep[0], task_id, fence, document)
+        return answer.decode()
+
+    # -- loops
+
+    def reap(self, limit: int = 200) -> tuple[int, int, int, list[str]]:
+        """Take back what lost its lease: (queued again, put aside, ms until the next lease ends or -1, chords due)."""
+        answer = self.bound["reap"](self._keep[2], self._max_crashes, self.lease_ms, self.renew_ms, limit)
+        return int(answer[0]), int(answer[1]), int(answer[2]), [group.decode() for group in answer[3]]
+
+    def tick(self, limit: int = 500) -> tuple[int, int, int, list[str]]:
+        """Promote and expire: (promoted, expired, dead letters forgotten, chords due for 2 s)."""
+        answer = self.bound["tick"](self._keep[0], self._keep[2], limit)
+        return int(answer[0]), int(answer[1]), int(answer[2]), [group.decode() for group in answer[3]]
+
+    # -- readers
+
+    def record(self, task_id: str) -> Record | None:
+        """One record, or None."""
+        return parse_record(task_id, self._client.execute("HGETALL", self._keys.of("task", task_id)))
+
+    def records(self, task_ids: Sequence[str]) -> list[Record | None]:
+        """Many records in one round trip."""
+        replies = self._client.pipeline(*[("HGETALL", self._keys.of("task", one)) for one in task_ids])
+        return [parse_record(one, raw) for one, raw in zip(task_ids, replies, strict=True)]
+
+    def outcome(self, task_id: str) -> tuple[State | None, int, bytes | None]:
+        """(state, failures, result document) of a task in one round trip; state None: no such record."""
+        (state, failures), document = self._client.pipeline(
+            ("HMGET", self._keys.of("task", task_id), "state", "failures"),
+            ("GET", self._keys.of("result", task_id)),
+        )
+        return (State(state.decode()) if state else None), int(failures or 0), document
+
+    def message(self, task_id: str) -> bytes | None:
+        """The stored message of a task, or None once it is no longer needed."""
+        message: bytes | None = self._client.execute("GET", self._keys.of("message", task_id))
+        return message
+
+    def recent(self, limit: int = 100) -> list[Record]:
+        """The newest tasks, newest first."""
+        ids = self._client.execute("ZRANGE", self._keys["recent"], 0, limit - 1, "REV")
+        return [record for record in self.records([one.decode() for one in ids]) if record] if ids else []
+
+    def dead_letters(self, limit: int = 100) -> list[Record]:
+        """Dead letters, newest first."""
+        ids = self._client.execute("ZRANGE", self._keys["dead"], 0, limit - 1, "REV")
+        return [record for record in self.records([one.decode() for one in ids]) if record] if ids else []
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Queue -> state -> tasks: now in it for live states, ever ended in it for terminal ones; exact."""
+        raw = self._client.execute("HGETALL", self._keys["counters"])
+        table: dict[str, dict[str, int]] = {}
+        for name, value in zip(raw[::2], raw[1::2], strict=True):
+            queue, _, state = name.decode().rpartition("|")
+            table.setdefault(queue, {})[state] = int(value)
+        return table
+
+    def size(self, queue: str) -> int:
+        """Tasks that wait in a queue."""
+        return int(self._client.execute("ZCARD", self._keys.of("queue", queue)))
+
+    def waiting(self, queue: str, limit: int = 1000) -> list[str]:
+        """Ids at the head of a queue."""
+        ids = self._client.execute("ZRANGE", self._keys.of("queue", queue), 0, limit - 1)
+        return [one.decode() for one in ids]
+
+    def live(self) -> Iterator[tuple[str, State, int]]:
+        """(queue, state, tasks) for every live state that holds any."""
+        for queue, states in self.counts().items():
+            for name, number in states.items():
+                if number and name in LIVE:
+                    yield queue, State(name), number
+
+    def together(self, calls: Sequence[tuple[Bound, Sequence[Any]]]) -> list[Any]:
+        """Several scripts in one round trip."""
+        return call_together(self._client, calls)

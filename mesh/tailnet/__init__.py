@@ -1,0 +1,1 @@
+"""MagicDNS, tailscaled's local API and socket options."""

@@ -1,0 +1,1 @@
+"""Celery's own features, checked on every pool through real `celery worker` processes."""

@@ -1,0 +1,41 @@
+"""What every floor of tests shares: one private real server per test process, a fresh namespace per test."""
+
+import itertools
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from mesh.store.embedded import Server, start_server
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> Iterator[None]:
+    """The developer's own mesh must neither change what tests see nor be touched by them."""
+    patch = pytest.MonkeyPatch()
+    for name in list(os.environ):
+        if name.startswith(("MESH_", "AGENT_", "COORDINATOR_")) or name in ("REDIS_URL", "REDIS_URL_FILE"):
+            patch.delenv(name)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A server for all tests of this process. A test that stops or freezes a server starts one of its own."""
+    with start_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def redis_url(server: Server) -> str:
+    return server.url
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A name that no other test, run or process uses, so that nothing needs flushing between tests."""
+    return f"t{next(_numbers)}-{uuid.uuid4().hex[:12]}"

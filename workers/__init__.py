@@ -1,0 +1,1 @@
+"""The agent process, installed as mesh.workers."""

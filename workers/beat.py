@@ -1,0 +1,173 @@
+"""The agent's beat: renews leases and registration, reaps what others lost, hears of new requirements.
+
+It runs in a native thread (also under gevent) with connections of its own: whatever the tasks and the event loop do, the leases
+are renewed. Between beats it waits at the agent's nudge list, so that a cancellation or a new requirement reaches it at once.
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..bus.holdings import UNSTARTED_LIMIT_S, Holding, Holdings
+from ..errors import StoreUnavailable
+from ..settings import Settings
+from ..store.agents import Beat as BeatAnswer
+from ..store.client import NETWORK_ERRORS, pack
+from ..store.store import Store
+from ..store.tasks import Entry
+from .identity import Membership
+
+logger = logging.getLogger(__name__)
+_PAUSE_S = 0.5  # between tries while Redis is away
+
+
+def start_native_thread(function: Callable[[], None]) -> None:
+    """A thread that gevent does not turn into a greenlet."""
+    try:
+        from gevent import monkey
+    except ImportError:
+        original = None
+    else:
+        original = monkey.get_original("_thread", "start_new_thread") if monkey.is_module_patched("threading") else None
+    if original is not None:
+        original(function, ())
+    else:
+        threading.Thread(target=function, daemon=True, name="mesh-beat").start()
+
+
+class Beat:
+    """One agent's beat. `on_main(function)` runs a function in the agent's main loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        membership: Membership,
+        holdings: Holdings,
+        *,
+        on_main: Callable[[Callable[[], Any]], None],
+        on_requirements: Callable[[list[str]], None],
+        on_chords_due: Callable[[list[str]], None],
+        on_lost: Callable[[Holding], None],
+        on_usurped: Callable[[], None],
+        load: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.settings, self.membership, self.holdings = settings, membership, holdings
+        self._store = Store(settings)  # sockets are not shared with greenlets of another hub
+        self._on_main, self._on_requirements, self._on_chords_due = on_main, on_requirements, on_chords_due
+        self._on_lost, self._on_usurped, self._load = on_lost, on_usurped, load
+        self._version = -1
+        self._stopping = False
+        self._finished = _thread.allocate_lock()
+        self._reap_at: float | None = None
+        self.last_beat = time.monotonic()
+        self.reaped = 0
+
+    def start(self) -> None:
+        """Begin to beat."""
+        start_native_thread(self._run)
+
+    def stop(self) -> None:
+        """No more beats after the one under way."""
+        self._stopping = True
+
+    def _run(self) -> None:
+        interval = self.settings.lease_renew_ms / 1000
+        waiting = None
+        while not self._stopping:
+            try:
+                self.beat()
+                if waiting is None:
+                    waiting = self._store.client.connection()
+                    waiting.connect()
+                self._until_next(waiting, time.monotonic() + interval)
+            except (StoreUnavailable, *NETWORK_ERRORS) as error:
+                if waiting is not None:
+                    waiting.disconnect()
+                    waiting = None
+                logger.warning("beat: %s", error)
+                time.sleep(_PAUSE_S)
+            except Exception:
+                logger.exception("beat")
+                time.sleep(_PAUSE_S)
+        if waiting is not None:
+            waiting.disconnect()
+
+    def _until_next(self, connection: Any, next_beat: float) -> None:
+        """Wait for the next beat or a nudge; reap in between when a lease ends."""
+        key = self._store.keys.of("nudge", self.membership.agent_id)
+        while not self._stopping:
+            now = time.monotonic()
+            if self._reap_at is not None and now >= self._reap_at:
+                self._reap()
+                continue
+            until = next_beat if self._reap_at is None else min(next_beat, self._reap_at)
+            if now >= next_beat:
+                return
+            connection.send_packed_command([pack(["BLPOP", key, max(0.01, until - now)])], check_health=False)
+            if connection.read_response() is not None:
+                return
+
+    def beat(self) -> None:
+        """Renew exactly what this agent holds."""
+        held = [holding for holding in self.holdings.held() if not holding.dropped]
+        entries = [Entry(holding.id, holding.fence) for holding in held]
+        answer = self._store.agents.renew(
+            self.membership.agent_id, self.membership.incarnation, self._load(), entries
+        )
+        self.last_beat = time.monotonic()
+        if answer.known == "usurped":
+            self._on_usurped()
+            return
+        if answer.known == "unknown":
+            self._rejoin()
+        for holding, word in zip(held, answer.words, strict=True):
+            if word == "lost" and not holding.ended:
+                holding.dropped = holding.ended = True
+                self._on_main(lambda lost=holding: self._on_lost(lost))  # type: ignore[misc]
+        self._give_back_unstarted()
+        self._hear(answer)
+        if answer.next_lease_end_ms >= 0:
+            self._reap_at = time.monotonic() + answer.next_lease_end_ms / 1000 + 0.02
+        else:
+            self._reap_at = None
+
+    def _rejoin(self) -> None:
+        """Redis has lost its data, or forgot us: register again under the same incarnation."""
+        self._store.agents.join(
+            self.membership.agent_id,
+            self.membership.fields,
+            self.membership.capabilities,
+            rejoin=self.membership.incarnation,
+        )
+        self._version = -1
+
+    def _give_back_unstarted(self) -> None:
+        late = self.holdings.unstarted(older_than_s=UNSTARTED_LIMIT_S)
+        if not late:
+            return
+        for holding in late:
+            holding.dropped = holding.ended = True
+        self._store.tasks.release([Entry(holding.id, holding.fence) for holding in late])
+        for holding in late:
+            self._on_main(lambda gone=holding: self.holdings.forget(gone))  # type: ignore[misc]
+
+    def _hear(self, answer: BeatAnswer) -> None:
+        if answer.requirements_version != self._version:
+            self._version, names = self._store.agents.requirements()
+            self._on_requirements(names)
+        if answer.chords_due:
+            self._on_chords_due(answer.chords_due)
+
+    def _reap(self) -> None:
+        again, aside, next_end_ms, due = self._store.tasks.reap()
+        if again or aside:
+            self.reaped += again + aside
+            logger.warning("took back tasks of lost agents: %d queued again, %d put aside as poison", again, aside)
+        if due:
+            self._on_chords_due(due)
+        self._reap_at = time.monotonic() + max(0.5, next_end_ms / 1000 + 0.02) if next_end_ms >= 0 else None

@@ -1,0 +1,292 @@
+"""The agent's boot steps: join, beat, drain, leave. Wiring only; what they wire is in the modules beside this one."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery import bootsteps
+from celery.worker import state as worker_state
+
+from ..bus import runtime
+from ..bus.holdings import Holding, Holdings
+from ..core.names import check_name
+from ..core.requirements import capabilities_of, is_compound, satisfies
+from ..errors import MeshError
+from ..settings import Settings
+from ..store.client import safe_url
+from .beat import Beat
+from .health import HealthServer
+from .identity import Membership, join
+
+logger = logging.getLogger(__name__)
+_DEFAULT_REQUEST = "celery.worker.request:Request"
+
+
+class Agent:
+    """One agent: a Celery worker that has joined a namespace."""
+
+    def __init__(self, worker: Any, options: dict[str, Any]) -> None:
+        self.worker, self.app = worker, worker.app
+        self.namespace: str = self.app.conf.broker_transport_options["namespace"]
+        self.settings = _settings(runtime.settings_of(self.namespace), options)
+        self.store = runtime.store_of(self.namespace)
+        self.consumer: Any = None
+        self.draining = False
+        self.isolated = "prefork" in type(worker.pool).__module__
+        self.capabilities = self._capabilities()
+        self.health = HealthServer(
+            self.settings.agent_port, asked=self.settings.port_was_asked, report=self.report
+        )
+        try:
+            self.store.check()
+            self.store.preload()
+            self.membership: Membership = join(
+                self.store, self.settings, self.capabilities, port=self.health.port, slots=self.slots()
+            )
+        except BaseException:
+            self.health._server.server_close()
+            raise
+        self.store.client.close()  # pool children are forked next: no socket is shared with them
+        self.holdings = Holdings(
+            self.store, holder=self.membership.holder, slots=self.slots, isolated=self.isolated
+        )
+        self.holdings.outbox.on_chords_due = self.complete_chords
+        self.beat = Beat(
+            self.settings,
+            self.membership,
+            self.holdings,
+            on_main=self.on_main,
+            on_requirements=lambda names: self.on_main(lambda: self.consume_compound(names)),
+            on_chords_due=lambda groups: self.on_main(lambda: self.complete_chords(groups)),
+            on_lost=self.stop_lost,
+            on_usurped=self.usurped,
+            load=self.load,
+        )
+        self._prepare_tasks()
+        self._select_queues()
+        runtime.become_agent(self.holdings)
+
+    # -- what it offers
+
+    def _capabilities(self) -> tuple[str, ...]:
+        given = self.settings.agent_capabilities
+        default = {self.app.conf.task_default_queue}
+        if not given:
+            given = tuple(sorted(name for name in self.app.amqp.queues.consume_from if name not in default))
+        if not given:
+            own = [task for name, task in self.app.tasks.items() if not name.startswith("celery.")]
+            needed = {one for task in own for one in capabilities_of(getattr(task, "queue", None) or "")}
+            plain = any(not getattr(task, "queue", None) for task in own)
+            given = tuple(sorted(needed | (default if plain or not needed else set())))
+        return tuple(dict.fromkeys(check_name("capability", name) for name in given))
+
+    def _select_queues(self) -> None:
+        _, compound = self.store.agents.requirements()
+        offered = frozenset(self.capabilities)
+        self.app.amqp.queues.select(
+            [*self.capabilities, *(name for name in compound if satisfies(offered, name))]
+        )
+
+    def _prepare_tasks(self) -> None:
+        """Every task's request is watched, and acknowledged when it has ended: the lease says who has it until then."""
+        self.app.finalize()
+        for task in self.app.tasks.values():
+            if task.Request == _DEFAULT_REQUEST:
+                task.Request = "mesh.bus.request:Request"
+            task.acks_late = True
+            task.acks_on_failure_or_timeout = True
+
+    # -- what it is asked
+
+    def slots(self) -> int:
+        """How many tasks it runs at once."""
+        try:
+            return int(self.worker.pool.num_processes or 1)
+        except AttributeError:  # prefork counts its processes, and has not started any yet
+            return int(self.worker.concurrency or 1)
+
+    def load(self) -> dict[str, Any]:
+        """Figures that each beat tells."""
+        running = sum(holding.started_at is not None for holding in self.holdings.held())
+        return {
+            "slots": self.slots(),
+            "running": running,
+            "held": len(self.holdings.by_tag),
+            "state": "draining" if self.draining else "ready",
+            "average_ms": int(self.holdings.run_time.average_s * 1000),
+        }
+
+    def report(self) -> dict[str, Any]:
+        """The body of `/health`."""
+        silent_s = time.monotonic() - self.beat.last_beat
+        healthy = silent_s < self.settings.lease_ms / 1000
+        return {
+            "status": "draining" if self.draining else "healthy" if healthy else "unhealthy",
+            "agent": self.membership.agent_id,
+            "namespace": self.namespace,
+            "capabilities": list(self.capabilities),
+            "seconds_since_beat": round(silent_s, 3),
+            "refused_results": self.holdings.outbox.refused,
+            **self.load(),
+        }
+
+    # -- what its beat tells it
+
+    def on_main(self, function: Callable[[], Any]) -> None:
+        """Run a function in the main loop, soon."""
+        if self.consumer is not None:
+            self.consumer.call_soon(function)
+            self.holdings.wake.set()
+
+    def consume_compound(self, names: list[str]) -> None:
+        """Consume the requirements of several capabilities that this agent satisfies."""
+        offered = frozenset(self.capabilities)
+        for name in names:
+            if is_compound(name) and satisfies(offered, name) and not self.consumer.task_consumer.consuming_from(name):
+                self.consumer.add_task_queue(name)
+
+    def complete_chords(self, groups: list[str]) -> None:
+        """Publish the bodies of chords whose headers are complete."""
+        backend = self.app.backend
+        if hasattr(backend, "complete_chords"):
+            backend.complete_chords(groups)
+
+    def stop_lost(self, holding: Holding) -> None:
+        """Another agent has it, or it was cancelled: stop it if the pool can; its outcome is refused anyhow."""
+        request = holding.request
+        logger.warning("task %s (attempt %s) is no longer this agent's", holding.id, holding.fence)
+        if request is None or holding.started_at is None:
+            self.holdings.forget(holding)
+            return
+        holding.seen = "lost"
+        try:
+            request.cancel(self.worker.pool, signal="SIGKILL", emit_retry=False)
+        except NotImplementedError:
+            return  # threads cannot be stopped: its slot is taken until it ends
+        self.holdings.forget(holding)
+
+    def usurped(self) -> None:
+        """Another process took this id over."""
+        logger.critical("another agent has joined as %s: this one stops", self.membership.agent_id)
+        worker_state.should_stop = 7
+
+    # -- its life
+
+    def start(self) -> None:
+        """The pool has started: threads may."""
+        threading.Thread(target=self.holdings.outbox.run, daemon=True, name="mesh-outbox").start()
+        self.beat.start()
+        self.health.start()
+        logger.info(
+            "agent %s joined namespace %s on %s: capabilities %s, %d slots, health on port %d",
+            self.membership.agent_id,
+            self.namespace,
+            safe_url(self.settings.redis_url),
+            ", ".join(self.capabilities),
+            self.slots(),
+            self.health.port,
+        )
+
+    def drain(self) -> None:
+        """No new work; what has not started goes back at once."""
+        if not self.draining:
+            self.draining = self.holdings.closed = True
+            try:
+                self.holdings.release(self.holdings.unstarted())
+            except MeshError as error:
+                logger.warning("unstarted tasks are left to their leases: %s", error)
+
+    def leave(self) -> None:
+        """The pool has stopped: record what is still in the outbox, give back the rest, deregister."""
+        if self.holdings.outbox.stop():
+            try:
+                self.holdings.release([holding for holding in self.holdings.held() if not holding.ended])
+                self.beat.stop()
+                self.store.agents.leave(
+                    self.membership.agent_id, self.membership.incarnation, self.capabilities
+                )
+            except MeshError as error:
+                logger.warning("left without saying so: %s", error)
+        self.beat.stop()
+        self.health.stop()
+        runtime.become_agent(None)
+
+
+def _settings(settings: Settings, options: dict[str, Any]) -> Settings:
+    """The settings with the options of the command line."""
+    given = {name: value for name, value in options.items() if value}
+    changes: dict[str, Any] = {}
+    for name in ("agent_id", "agent_name", "agent_type"):
+        if name in given:
+            changes[name] = given[name] if name == "agent_name" else check_name("agent id", given[name])
+    if "region" in given:
+        changes["agent_region"] = given["region"]
+    if "capabilities" in given:
+        changes["agent_capabilities"] = tuple(one.strip() for one in given["capabilities"].split(",") if one.strip())
+    if "labels" in given:
+        changes["agent_labels"] = dict(pair.split("=", 1) for pair in given["labels"].split(",") if "=" in pair)
+    if "health_port" in given:
+        changes["agent_port"], changes["port_was_asked"] = int(given["health_port"]), True
+    return dataclasses.replace(settings, **changes)
+
+
+class AgentStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Joins before the pool forks, starts the threads after it, drains before it stops."""
+
+    requires = ("celery.worker.components:Pool",)
+    label = "Mesh agent"
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        worker.mesh_agent = None
+        self._options = options
+        super().__init__(worker, **options)
+
+    def create(self, worker: Any) -> None:
+        """Join, or say in one sentence why not."""
+        try:
+            worker.mesh_agent = Agent(worker, self._options)
+        except MeshError as error:
+            print(f"Error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(error.exit_code) from None
+        if not worker.options.get("heartbeat_interval"):
+            # Flower judges workers by Celery's event heartbeat: slowed to the mesh's own, not dropped.
+            worker.options["heartbeat_interval"] = worker.mesh_agent.settings.heartbeat_interval_ms / 1000
+
+    def start(self, worker: Any) -> None:
+        """The pool runs."""
+        worker.mesh_agent.start()
+
+    def stop(self, worker: Any) -> None:
+        """The pool will stop next: it finishes what it runs."""
+        worker.mesh_agent.drain()
+
+    def close(self, worker: Any) -> None:
+        """The worker begins to stop."""
+        worker.mesh_agent.drain()
+
+    def terminate(self, worker: Any) -> None:
+        """At once: the same, without waiting."""
+        worker.mesh_agent.drain()
+
+
+class MembershipStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Tells the agent its consumer after each (re)connect, and leaves at the very end."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+    label = "Mesh membership"
+
+    def start(self, consumer: Any) -> None:
+        """Connected."""
+        consumer.controller.mesh_agent.consumer = consumer
+
+    def shutdown(self, consumer: Any) -> None:
+        """The pool has stopped."""
+        agent = consumer.controller.mesh_agent
+        if agent is not None:
+            agent.leave()
