@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from celery.app.task import Context
 from kombu.transport import base, virtual
 from kombu.utils.json import dumps as json_dumps
 from kombu.utils.json import loads as json_loads
@@ -40,7 +41,10 @@ _NOT_STORED = frozenset({"id", "task", CALL_HEADER, ATTEMPT_HEADER})
 _OWN_PROPERTIES = frozenset(
     {"correlation_id", "delivery_info", "delivery_tag", "delivery_mode", "priority", "body_encoding", "reply_to"}
 )
+#: What Celery does not take for a header of the caller's own.
+_KNOWN = frozenset({*Context.__dict__, *_HEADERS, "id", "task", "root_id", "compression"})
 _encode = msgspec.msgpack.Encoder().encode
+_from_json = msgspec.json.Decoder().decode
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
 _MISSING = object()
 
@@ -116,10 +120,13 @@ class Message(virtual.Message):  # type: ignore[misc]
             changed, more = json_loads(changed), json_loads(more)
         task_id = holding.id
         headers = {**_HEADERS, "id": task_id, "task": task_type, "root_id": task_id, "timelimit": [None, None], "stamps": {}}
+        own: dict[str, Any] = {}
         if changed:
             headers.update(changed)
+            own = {name: value for name, value in changed.items() if name not in _KNOWN}
         elif content_type is None:
             headers["argsrepr"] = body[:1024].decode(UTF8, "replace")
+        headers["headers"] = own  # or Celery looks for them itself, in each task anew
         headers[ATTEMPT_HEADER] = {"fence": holding.fence, "run": holding.run}
         delivery_info = {"exchange": "", "routing_key": holding.queue, "redelivered": payload.redelivered}
         properties = {
@@ -144,3 +151,11 @@ class Message(virtual.Message):  # type: ignore[misc]
             delivery_info=delivery_info,
             **kwargs,
         )
+        if content_type is None and content_encoding is None and b'"__type__"' not in body:
+            # Plain JSON is read once, here; Kombu's reader is for what only Kombu's JSON can say.
+            self._decoded_cache = _from_json(self.body)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the body has been read already."""
+        return self._decoded_cache is not None

@@ -27,6 +27,9 @@ class Request(CeleryRequest):  # type: ignore[misc]
         self.holding: Holding | None = getattr(message, "holding", None)
         if self.holding is not None:
             self.holding.request = self
+            if message.plain:
+                # The pool gets what was read already, as it does with Celery's first protocol.
+                self._body, self._content_type, self._content_encoding = self._payload, None, None
 
     @property
     def records_result(self) -> bool:

@@ -16,9 +16,10 @@ from typing import Any
 from celery.worker import state as worker_state
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
+from kombu.utils.eventio import READ
 
 from mesh.bus import runtime
-from mesh.bus.holdings import Batch, Holding, Holdings, Wake
+from mesh.bus.holdings import Batch, Holding, Holdings
 from mesh.bus.messages import Delivery, Message
 from mesh.bus.publishing import DEFAULT_PRIORITY, publish
 from mesh.store.client import NoScriptError, ResponseError, pack
@@ -90,43 +91,51 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
+        self.hub: Any = None  # the event loop, where there is one
         self._watched: int | None = None
 
-    def _wake(self) -> Wake | None:
-        return runtime.holdings.wake if runtime.holdings is not None else None
-
     def on_poll_start(self) -> None:
-        """Called before each turn of the loop."""
-        wake = self._wake()
-        if wake is not None and self._watched != wake.reader:
+        """Called before each turn of the loop; a channel whose command is under way costs nothing here."""
+        wake = runtime.holdings.wake if runtime.holdings is not None else None
+        if wake is not None and self.hub is None and self._watched != wake.reader:
             self._watched = wake.reader
             self.poller.register(wake.reader, self.eventflags)
-        super().on_poll_start()
+        for channel in self._channels:
+            if not channel._in_poll and channel.active_queues and channel.qos.can_consume():
+                self._register_BRPOP(channel)
+            if channel.active_fanout_queues:
+                self._register_LISTEN(channel)
 
     def on_readable(self, fileno: int) -> Any:
-        """A socket, or the pipe."""
-        wake = self._wake()
-        if wake is not None and fileno == wake.reader:
-            wake.clear()
+        """A reply is read whether there is room or not: what it leases is held already."""
+        holdings = runtime.holdings
+        if holdings is not None and fileno == holdings.wake.reader:
+            holdings.wake.clear()
             return None
+        entry = self._fd_to_chan.get(fileno)
+        if entry is not None and entry[1] == "BRPOP" and entry[0]._sent is not None:
+            return entry[0].handlers["BRPOP"]()
         return super().on_readable(fileno)
 
     def handle_event(self, fileno: int, event: int) -> Any:
         """The same for loops without a hub."""
-        wake = self._wake()
-        if wake is not None and fileno == wake.reader:
-            wake.clear()
+        holdings = runtime.holdings
+        if holdings is not None and fileno == holdings.wake.reader:
+            holdings.wake.clear()
             return None
+        entry = self._fd_to_chan.get(fileno)
+        if event & READ and entry is not None and entry[1] == "BRPOP" and entry[0]._sent is not None:
+            return entry[0].handlers["BRPOP"](), self
         return super().handle_event(fileno, event)
 
     @property
     def fds(self) -> dict[int, Any]:
-        """Descriptors that a hub has to watch."""
-        watched = {fd: channel for fd, channel in self._fd_to_chan.items() if fd not in self._paused_brpop}
-        wake = self._wake()
-        if wake is not None and any(channel.task_queues() for channel in self._channels):
-            watched[wake.reader] = None
-        return watched
+        """Descriptors that the loop has to watch and does not yet."""
+        wanted: dict[int, Any] = dict(self._fd_to_chan)
+        if runtime.holdings is not None and any(channel.task_queues() for channel in self._channels):
+            wanted[runtime.holdings.wake.reader] = None
+        known = self.hub.readers if self.hub is not None else ()
+        return {fd: channel for fd, channel in wanted.items() if fd not in known}
 
 
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
@@ -145,6 +154,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self._idle = False  # the last fetch brought nothing
         self._next_due_ms = -1
         self._own: Holdings | None = None
+        self._consumed: list[str] = []
+        self._task_queues: list[str] = []
         self.namespace = connection.client.transport_options.get("namespace", "default")
         self.store: Store = runtime.store_of(self.namespace)
         connection.client.transport_options.setdefault("global_keyprefix", self.store.keys.of("kombu", ""))
@@ -161,7 +172,18 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     def task_queues(self) -> list[str]:
         """The store's queues among those that this channel consumes."""
-        return [queue for queue in self.active_queues if carries_tasks(queue)]
+        return self._task_queues
+
+    @property
+    def active_queues(self) -> list[str]:
+        """Queues that are consumed, without fanout; kept, not made anew in each turn of the loop."""
+        return self._consumed
+
+    def _update_queue_cycle(self) -> None:
+        fanout = self.active_fanout_queues
+        self._consumed = [queue for queue in dict.fromkeys(self._active_queues) if queue not in fanout]
+        self._task_queues = [queue for queue in self._consumed if carries_tasks(queue)]
+        super()._update_queue_cycle()
 
     # -- producing
 
@@ -354,6 +376,11 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Celery's event loop watches our sockets."""
+        self.cycle.hub = loop
+        super().register_with_event_loop(connection, loop)
 
     @property
     def supports_batch_publish(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 WINDOW_S = 0.1  # what is fetched beyond the free slots should start within this time
 MAX_BATCH = 256  # leases an agent may hold beyond its slots: bounds the reply of one fetch and what one death sends back
-_SMOOTHING = 0.05  # weight of one fast run in the average
+_SMOOTHING = 0.2  # weight of one fast run in the average
 
 
 @dataclass(slots=True)

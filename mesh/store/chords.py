@@ -11,7 +11,13 @@ from mesh.store.scripts import Arg, Bound, Key, Prefix, script
 
 @script
 def chord_arm(
-    chords_due: Key, prefix: Prefix, keep_ms: Arg[int], group_id: Arg[str], body: Arg[bytes], size: Arg[int]
+    chords_due: Key,
+    prefix: Prefix,
+    keep_ms: Arg[int],
+    group_id: Arg[str],
+    body: Arg[bytes],
+    size: Arg[int],
+    token: Arg[str],
 ) -> None: ...
 
 
@@ -26,7 +32,7 @@ def chord_take(chords_due: Key, prefix: Prefix, group_id: Arg[str]) -> None: ...
 
 
 @script
-def chord_done(chords_due: Key, prefix: Prefix, group_id: Arg[str]) -> None: ...
+def chord_done(chords_due: Key, prefix: Prefix, group_id: Arg[str], armed: Arg[str]) -> None: ...
 
 
 ALL = (chord_arm, chord_part, chord_take, chord_done)
@@ -34,7 +40,7 @@ ALL = (chord_arm, chord_part, chord_take, chord_done)
 
 @dataclass(frozen=True, kw_only=True)
 class DueChord:
-    """A chord whose header is complete: its body, when it was armed (ms), result documents in the header's order."""
+    """A chord whose header is complete: its body, by whom or when (ms) it was armed, result documents in the header's order."""
 
     body: bytes
     armed: str
@@ -48,9 +54,12 @@ class Chords:
         self._client, self._keys, self._keep_ms = client, keys, keep_ms
         self.bound: dict[str, Bound] = {one.name: one.bind(client, keys) for one in ALL}
 
-    def arm(self, group_id: str, *, body: bytes = b"", size: int = -1) -> bool:
-        """Tell a chord its body or its size; True if it is due by it."""
-        return bool(self.bound["chord_arm"](self._keep_ms, group_id, body, size))
+    def arm(self, group_id: str, *, body: bytes = b"", size: int = -1, token: str = "") -> bool:
+        """Tell a chord its body or its size; True if it is due by it.
+
+        `token`: the parent and run (`parent:run`) that publishes it, '' from outside of a task; see `lua/chord_arm.lua`.
+        """
+        return bool(self.bound["chord_arm"](self._keep_ms, group_id, body, size, token))
 
     def part(self, group_id: str, index: str, document: bytes) -> bool:
         """Count the part of a task that was never published; True if the chord is due by it."""
@@ -58,7 +67,8 @@ class Chords:
 
     def grow(self, group_id: str) -> None:
         """One more task belongs to the header (Celery's add_to_chord)."""
-        self._client.execute("HINCRBY", self._keys.of("chord", group_id), "added", 1)
+        key = self._keys.of("chord", group_id)
+        self._client.pipeline(("HINCRBY", key, "added", 1), ("PEXPIRE", key, self._keep_ms))
 
     def take(self, group_id: str) -> DueChord | None:
         """Claim a due chord for 10 s; None if there is nothing to do or another process is at it."""
@@ -69,6 +79,6 @@ class Chords:
         parts.sort(key=lambda part: (not part[0].isdigit(), int(part[0]) if part[0].isdigit() else 0, part[0]))
         return DueChord(body=answer[0], armed=answer[1].decode(), documents=[document for _, document in parts])
 
-    def done(self, group_id: str) -> None:
-        """Nothing is due any more."""
-        self.bound["chord_done"](group_id)
+    def done(self, group_id: str, armed: str = "") -> bool:
+        """Nothing is due any more; False if it was armed anew since `take` said `armed` ('' does not care)."""
+        return bool(self.bound["chord_done"](group_id, armed))

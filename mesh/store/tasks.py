@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -44,6 +44,7 @@ def retry(
     ready: Key,
     scheduled: Key,
     leases: Key,
+    deadlines: Key,
     counters: Key,
     sequence: Key,
     prefix: Prefix,
@@ -101,7 +102,14 @@ def settle(
 
 @script
 def release(
-    ready: Key, leases: Key, counters: Key, dead: Key, chords_due: Key, prefix: Prefix, entries: Args[str]
+    ready: Key,
+    leases: Key,
+    deadlines: Key,
+    counters: Key,
+    dead: Key,
+    chords_due: Key,
+    prefix: Prefix,
+    entries: Args[str],
 ) -> None: ...
 
 
@@ -109,6 +117,7 @@ def release(
 def crash(
     ready: Key,
     leases: Key,
+    deadlines: Key,
     counters: Key,
     dead: Key,
     chords_due: Key,
@@ -125,6 +134,7 @@ def crash(
 def reap(
     ready: Key,
     leases: Key,
+    deadlines: Key,
     counters: Key,
     dead: Key,
     chords_due: Key,
@@ -226,8 +236,7 @@ class Publication:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(NamedTuple):
     """One leased task."""
 
     id: str
@@ -240,8 +249,7 @@ class Fetched:
     priority: int
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """The end of one attempt; `document` is Celery's result document (b'' if nobody made one)."""
 
     id: str
@@ -266,8 +274,7 @@ class Settlement:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One attempt by name: id and fence."""
 
     id: str

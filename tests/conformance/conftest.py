@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from mesh.store.embedded import Server, start_server
+from mesh.store.embedded import Server
 from tests.conformance.app import STOCK, build_app
 from tests.conformance.cluster import CONCURRENCY, ROOT, Cluster
 
@@ -37,7 +37,7 @@ _running: Cluster | None = None
 def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "calm_only(reason): not in runs where agents are killed",
-        "mesh_only(reason): Celery's own Redis transport fails it",
+        "mesh_only(reason, pools=all): Celery's own Redis transport fails it",
         "pools(*names, reason): on these pools only, for Celery itself has nothing of the kind on the others",
     ):
         config.addinivalue_line("markers", line)
@@ -65,22 +65,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if pools is not None and pool not in pools.args:
             item.add_marker(pytest.mark.skip(reason=pools.kwargs["reason"]))
         mesh_only = item.get_closest_marker("mesh_only")
-        if mesh_only is not None and STOCK:
+        if mesh_only is not None and STOCK and pool in mesh_only.kwargs.get("pools", CONCURRENCY):
             item.add_marker(pytest.mark.skip(reason=mesh_only.kwargs["reason"]))
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for the whole session: a result that outlives its test may still talk to it when it is collected."""
-    with start_server(tmp_path_factory.mktemp("server")) as started:
-        yield started
 
 
 @pytest.fixture(scope="session")
 def cluster(
     request: pytest.FixtureRequest, server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
-    """Two agents in a namespace (over stock Celery: a database) of their own, and the application as their client."""
+    """Two agents in a namespace (over stock Celery: a database) of their own, and the application as their client.
+
+    The server is the whole session's: a result that outlives its test still talks to it when it is collected.
+    """
     global _running
     pool, run = request.param
     base = tmp_path_factory.mktemp(f"{pool}-{run}")

@@ -64,7 +64,8 @@ def test_eta_in_the_past(cluster: Cluster) -> None:
 
 def test_delayed_tasks_come_in_order_of_their_time(cluster: Cluster) -> None:
     key, now_s = cluster.new_key(), time.time()
-    delays = {0.9: "third", 0.3: "first", 0.6: "second"}
+    # More than a second apart: an agent that already waits may notice a newly delayed task a second late.
+    delays = {2.9: "third", 0.3: "first", 1.6: "second"}
     results = {delay: note.apply_async((name, key), countdown=delay) for delay, name in delays.items()}
     for result in results.values():
         cluster.get(result)

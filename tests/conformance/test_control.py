@@ -162,6 +162,7 @@ def test_unknown_command(cluster: Cluster) -> None:
     assert set(ask(cluster, "ping")) == nodenames(cluster)
 
 
+@pytest.mark.mesh_only(reason="over Celery's Redis transport a gevent worker often hangs in it", pools=["gevent"])
 def test_shutdown(cluster: Cluster) -> None:
     with cluster.extra_agent(queues=f"own-{cluster.new_key()}") as agent:
         cluster.app.control.shutdown(destination=[agent.nodename])
@@ -257,13 +258,29 @@ def test_events_of_a_retry(cluster: Cluster) -> None:
         cluster.wait_until(lambda: kinds <= listener.types(result.id), "the events of a retry")
 
 
-def test_events_of_a_revoked_and_a_rejected_task(cluster: Cluster) -> None:
+def test_events_of_a_rejection(cluster: Cluster) -> None:
+    with listening(cluster) as listener:
+        rejected = reject.delay(cluster.new_key(), requeue=False)
+        cluster.wait_until(lambda: "task-rejected" in listener.types(rejected.id), "the event of a rejection")
+
+
+def test_events_of_a_revoked_task(cluster: Cluster) -> None:
     with listening(cluster) as listener:
         revoked = note.apply_async(("never", cluster.new_key()), countdown=1)
         revoked.revoke()
-        rejected = reject.delay(cluster.new_key(), requeue=False)
         cluster.wait_until(lambda: "task-revoked" in listener.types(revoked.id), "the event of a revoked task")
-        cluster.wait_until(lambda: "task-rejected" in listener.types(rejected.id), "the event of a rejection")
+
+
+@pytest.mark.pools("prefork", "gevent", reason="Celery's threads and solo pools cannot terminate a running task")
+def test_events_of_a_terminated_task(cluster: Cluster) -> None:
+    with listening(cluster) as listener:
+        key = cluster.new_key()
+        terminated = gated.delay(key)
+        cluster.wait_for_notes(key)
+        terminated.revoke(terminate=True)
+        kind = "task-revoked"
+        cluster.wait_until(lambda: kind in listener.types(terminated.id), "the event of a terminated task")
+        open_gate(key)
 
 
 def test_events_show_the_agents(cluster: Cluster) -> None:

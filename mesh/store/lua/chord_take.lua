@@ -1,4 +1,5 @@
 --#include time
+--#allow-oom
 -- Claims a due chord for 10 s, so that one process completes it. Answers {} or {body, armed, index, document, index, ...}.
 local key = CHORD .. group_id
 local body, armed, claimed = unpack(redis.call('HMGET', key, 'body', 'armed', 'claimed'))

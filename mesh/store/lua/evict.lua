@@ -1,3 +1,4 @@
+--#allow-oom
 -- Ends the leases that a holder has, so that the next reaper takes its tasks back: its former life is known to be over.
 -- Looks at `limit` leases from `cursor` on. Answers {leases ended, next cursor or -1}.
 local page = redis.call('ZRANGE', leases, cursor, cursor + limit - 1)

@@ -1,10 +1,12 @@
 --#include time counts queues finish promote
+--#allow-oom
 -- Leases up to `limit` queued tasks of the given queues to a holder, oldest and most urgent first.
 -- isolated: 1 if each task runs in a process of its own; idle: 1 if the holder holds nothing.
 -- A task with a crash or a lost lease behind it ("watched") is delivered alone, its start recorded at once; a holder
 -- whose tasks share one process takes it only while it holds nothing else, or when it has waited `patience_ms`.
 -- Answers {now, ms until the next scheduled task or -1, tasks}; seven values a task: id, queue, fence, run, marks (1: delivered
 -- before, 2: watched), message, priority.
+-- Rings the queues that it leaves work in, unless it could not take anything there: it would only wake itself up.
 -- Invariant: an id is in its queue or among the leases, never in neither: the lease is written before the queue is left.
 promote(100)
 local want = tonumber(limit)
@@ -90,15 +92,15 @@ for _, task in ipairs(taken) do
   move_count(task[2], 'queued', target)
 end
 for _, candidate in ipairs(candidates) do
-  local queue, left = candidate.name, gone[candidate.name]
-  if left and #left > 0 then
+  local queue, left = candidate.name, gone[candidate.name] or {}
+  if #left > 0 then
     for first = 1, #left, 4000 do
       redis.call('ZREM', QUEUE .. queue, unpack(left, first, math.min(first + 3999, #left)))
     end
   end
   if redis.call('EXISTS', QUEUE .. queue) == 0 then
     redis.call('SREM', ready, queue)
-  else
+  elseif #taken > 0 or want < 1 or #left > 0 then
     ring(queue)
   end
 end

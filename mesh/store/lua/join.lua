@@ -2,7 +2,7 @@
 -- Registers an agent under its id. `gone`: the incarnation that the caller has proved dead, or ''. `lost_ms`: an agent that
 -- has not beaten for so long does not block its id. `fields`: msgpack list of registration fields and values.
 -- `rejoin`: the incarnation that the caller is itself (its record vanished with Redis's data), or ''.
--- Answers {joined, its incarnation, incarnation before it or 0} or {taken, incarnation, ms since its last beat}.
+-- The registration stays for a day after the last beat. Answers {joined, its incarnation, incarnation before it or 0} or {taken, incarnation, ms since its last beat}.
 local key = AGENT .. agent
 local beat, before, left = unpack(redis.call('HMGET', key, 'beat', 'incarnation', 'left'))
 local age = beat and now - tonumber(beat) or -1
@@ -13,7 +13,7 @@ local incarnation = rejoin ~= '' and tonumber(rejoin) or (tonumber(before) or 0)
 if rejoin == '' and not before then incarnation = now end
 redis.call('DEL', key)
 redis.call('HSET', key, 'id', agent, 'incarnation', text(incarnation), 'beat', stamp, 'joined', stamp, unpack(cmsgpack.unpack(fields)))
-redis.call('PERSIST', key)
+redis.call('PEXPIRE', key, 86400000)
 redis.call('ZADD', agents, stamp, agent)
 for at = FIRST, #ARGV do redis.call('SADD', CAPABILITY .. ARGV[at], agent) end
 return {'joined', incarnation, tonumber(before) or 0}

@@ -1,4 +1,5 @@
 --#include time
+--#allow-oom
 -- Leader election for economy: the loops are safe to run twice. Takes or renews the lead for `lead_ms`.
 -- Answers {1 if the caller leads else 0, term, id of the leader}.
 local id, term, until_ms = unpack(redis.call('HMGET', leader, 'id', 'term', 'until'))

@@ -1,4 +1,5 @@
 --#include time
+--#allow-oom
 -- An agent leaves: no longer found by its capabilities; its registration stays for a day, to be seen as offline.
 -- Then its capabilities. Answers moved | fenced (another life of it has joined).
 local key = AGENT .. agent

@@ -11,6 +11,7 @@ local current = redis.call('HGET', key, 'incarnation')
 if current == incarnation then
   known = 'known'
   redis.call('HSET', key, 'beat', stamp, unpack(cmsgpack.unpack(fields)))
+  redis.call('PEXPIRE', key, 86400000)
   redis.call('ZADD', agents, stamp, agent)
 elseif current then
   known = 'usurped'

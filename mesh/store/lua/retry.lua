@@ -4,7 +4,7 @@
 -- failed: 1 if the attempt failed, 0 if it replaced itself. delay_ms '' means at once, 'parked' until another
 -- publication of the id comes (a replacing chord's body). Answers moved | missing | fenced | stale.
 local key = TASK .. task_id
-local state, held, old_queue = unpack(redis.call('HMGET', key, 'state', 'fence', 'queue'))
+local state, held, old_queue, expires_at = unpack(redis.call('HMGET', key, 'state', 'fence', 'queue', 'expires_at'))
 if not state then return 'missing' end
 if not LEGAL.retry[state] then return 'stale' end
 if FENCED and held ~= fence then return 'fenced' end
@@ -19,6 +19,7 @@ redis.call('HSET', key, 'state', target, 'fence', '', 'was', fence, 'queue', que
   'score', score, 'queued', stamp)
 if failed == '1' then redis.call('HINCRBY', key, 'failures', 1) end
 if target == 'queued' then enqueue(task_id, queue, score) end
+if expires_at and delay_ms ~= 'parked' then redis.call('ZADD', deadlines, expires_at, task_id) end
 redis.call('ZREM', leases, task_id)
 count(old_queue, state, -1)
 count(queue, target, 1)

@@ -1,4 +1,5 @@
 --#include time counts
+--#allow-oom
 -- Records that a pool has accepted attempts. Three arguments each: id, fence, ms since it started.
 -- Answers one word each: moved | missing | fenced | stale.
 local answers = {}

@@ -4,7 +4,8 @@
 --   create   Mesh.submit, HTTP: idempotent while the record lives; token = digest of what must be equal.
 --   outside  a Celery call outside of a task: a live id stays as it is, an ended one starts a new run;
 --            token = this publication, so that repeating it after a lost reply changes nothing.
---   child    a Celery call by another task's attempt: token = parent and run; the first publication of a run wins.
+--   child    a Celery call by another task's attempt: token = `parent:run`; the first publication of a run wins, and an
+--            older run of the parent that publishes late changes nothing about a live id.
 -- Answers one word a task: moved | exists | conflict | full.
 -- Invariant: an acknowledged task has a record and a message, and is in exactly one of a queue and the schedule.
 local WIDTH, LIMIT = 10, 10000
@@ -44,6 +45,12 @@ local function withdraw(id, key, state, queue)
   redis.call('PERSIST', key)
 end
 
+local function older_run(token, than)
+  local parent, run = string.match(token, '^(.*):(%d+)$')
+  local other, later = string.match(than or '', '^(.*):(%d+)$')
+  return parent and parent == other and tonumber(run) < tonumber(later)
+end
+
 local function publish(at, index)
   local id, queue, kind, token = ARGV[at], ARGV[at + 1], ARGV[at + 7], ARGV[at + 8]
   local key = TASK .. id
@@ -51,7 +58,9 @@ local function publish(at, index)
   if state then
     if kind == 'create' then return token == known and 'exists' or 'conflict' end
     if token == known then return 'exists' end
-    if not LEGAL.resubmit[state] and not (kind == 'child' and LEGAL.revise[state]) then return 'exists' end
+    if not LEGAL.resubmit[state] and not (kind == 'child' and LEGAL.revise[state] and not older_run(token, known)) then
+      return 'exists'
+    end
   end
   if not register(queue) then return 'full' end
   local from = nil

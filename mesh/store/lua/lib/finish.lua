@@ -6,10 +6,13 @@ local function describe(id, to, name, module, sentence)
     .. cjson.encode(sentence) .. '],"exc_module":"' .. module .. '"},"traceback":null,"children":[],"date_done":null,'
     .. '"task_id":' .. cjson.encode(id) .. '}'
 end
-local function chord_part(id, chord, document)
+local function chord_part(chord, document)
   local group, index = string.match(chord, '^(.*)|([^|]*)$')
+  local size, added, keep = unpack(redis.call('HMGET', CHORD .. group, 'size', 'added', 'keep'))
+  if not keep then return end
   redis.call('HSET', PARTS .. group, index, document)
-  local size, added = unpack(redis.call('HMGET', CHORD .. group, 'size', 'added'))
+  redis.call('PEXPIRE', PARTS .. group, keep)
+  redis.call('PEXPIRE', CHORD .. group, keep)
   if size and redis.call('HLEN', PARTS .. group) >= tonumber(size) + tonumber(added or 0) then
     redis.call('ZADD', chords_due, 'NX', stamp, group)
     return group
@@ -34,5 +37,5 @@ local function finish(id, queue, from, to, chord, document, store, keep_ms, ...)
   redis.call('PEXPIRE', key, keep_ms)
   move_count(queue, from, to)
   redis.call('PUBLISH', RESULT .. id, document)
-  if chord then return chord_part(id, chord, document) end
+  if chord then return chord_part(chord, document) end
 end

@@ -1,7 +1,10 @@
--- Puts a held task back to where it stood in its queue. Needs time, counts, queues.
+-- Puts a held task back to where it stood in its queue; it may expire there again. Needs time, counts, queues; the key
+-- deadlines.
 local function requeue(id, queue, from, score, ...)
   enqueue(id, queue, score)
   redis.call('HSET', TASK .. id, 'state', 'queued', 'fence', '', 'queued', stamp, ...)
+  local expires_at = redis.call('HGET', TASK .. id, 'expires_at')
+  if expires_at then redis.call('ZADD', deadlines, expires_at, id) end
   redis.call('DEL', RESULT .. id)
   move_count(queue, from, 'queued')
 end

@@ -1,0 +1,74 @@
+"""`mesh deploy`: an agent, which is a Celery worker: this process becomes it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from mesh.cli.options import common, load_settings
+
+POOLS = ("prefork", "threads", "gevent", "solo")
+
+
+def worker_command(
+    *, pool: str | None = None, concurrency: int | None = None, log_level: str = "info", include: tuple[str, ...] = ()
+) -> list[str]:
+    """The command line of an agent; who it is comes from the environment."""
+    command = [sys.executable, "-m", "celery", "-A", "mesh", "worker", "--loglevel", log_level]
+    # Both make every worker hear every other, and the registry says all that they would.
+    command += ["--without-gossip", "--without-mingle"]
+    command += ["--pool", pool] if pool else []
+    command += ["--concurrency", str(concurrency)] if concurrency else []
+    command += [word for module in include for word in ("-I", module)]
+    return command
+
+
+@click.command("deploy")
+@click.option("--agent-id", metavar="NAME", help="Unique among live agents [AGENT_ID].")
+@click.option("--agent-name", metavar="TEXT", help="What people read in lists [AGENT_NAME].")
+@click.option("--agent-type", metavar="NAME", help="Its type, for policies [AGENT_TYPE].")
+@click.option("--capabilities", metavar="A,B", help="What it can do [AGENT_CAPABILITIES].")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of its /health [AGENT_PORT].")
+@click.option("--region", metavar="NAME", help="Its region [AGENT_REGION].")
+@click.option("--labels", metavar="A=B,C=D", help="Marks to select it by [AGENT_LABELS].")
+@click.option("--pool", type=click.Choice(POOLS), help="How it runs tasks; Celery's prefork if not given.")
+@click.option("--concurrency", type=click.IntRange(min=1), help="How many tasks it runs at once.")
+@click.option("--log-level", metavar="LEVEL", help="Least severe line that is logged [LOG_LEVEL].")
+@click.option("-I", "--include", multiple=True, metavar="MODULE", help="A module with task types; may be repeated.")
+@click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF CELERY WORKER]")
+@common
+def command(
+    agent_id: str | None,
+    agent_name: str | None,
+    agent_type: str | None,
+    capabilities: str | None,
+    port: int | None,
+    region: str | None,
+    labels: str | None,
+    pool: str | None,
+    concurrency: int | None,
+    log_level: str | None,
+    include: tuple[str, ...],
+    more: tuple[str, ...],
+) -> None:
+    """Start an agent: the same as `celery -A mesh worker`, with the options that people have scripts for."""
+    given = {
+        "AGENT_ID": agent_id,
+        "AGENT_NAME": agent_name,
+        "AGENT_TYPE": agent_type,
+        "AGENT_CAPABILITIES": capabilities,
+        "AGENT_PORT": port,
+        "AGENT_REGION": region,
+        "AGENT_LABELS": labels,
+        "LOG_LEVEL": log_level,
+    }
+    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
+    if region is not None:
+        os.environ.pop("MESH_REGION", None)
+    settings = load_settings()  # what is wrong is told before Celery is loaded
+    words = worker_command(
+        pool=pool, concurrency=concurrency, log_level=settings.log_level, include=tuple(include)
+    )
+    os.execv(sys.executable, [*words, *more])

@@ -1,0 +1,239 @@
+"""A small mesh on this machine: a server if none is configured, a coordinator, agents, Flower; for `mesh demo` and `mesh up`.
+
+Every process is the leader of a process group of its own: Ctrl-C reaches this program only, which then stops them in order,
+and one signal kills an agent with its pool. On Linux they also end when this program is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from mesh.cli.deploy import worker_command
+from mesh.cli.flower import flower_command
+from mesh.client import Mesh
+from mesh.errors import CoordinatorUnavailable, MeshError
+from mesh.services import namespaces
+from mesh.settings import Settings
+from mesh.store.coordinators import Coordinators
+from mesh.store.embedded import Server, find_or_start
+
+__all__ = ["Fleet", "Member", "stoppable"]
+START_S = 60.0
+GRACE_S = 10.0
+_PAUSE_S = 0.05
+# What is said of one process must not reach three agents, and two names of one setting must not disagree.
+_NOT_HANDED_ON = (
+    "AGENT_ID", "AGENT_NAME", "AGENT_PORT", "AGENT_CAPABILITIES", "AGENT_NAMESPACE", "COORDINATOR_ID",
+    "MESH_COORDINATOR_PORT", "REDIS_URL_FILE",
+)  # fmt: skip
+# Runs in place of the program until exec: dies with its parent. The check closes the race with one that died before.
+_TRAMPOLINE = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)  # 1 = PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@dataclass(kw_only=True)
+class Member:
+    """One process of the fleet."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it and to all its children."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash or a power cut would."""
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+
+    def tail(self, lines: int = 15) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does."""
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    former = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@dataclass(kw_only=True)
+class Fleet:
+    """Use as a context manager: starts nothing by itself, stops everything at the end.
+
+    `environment`: settings of all its processes; `folder`: where they run (None: in a folder of their own).
+    """
+
+    settings: Settings
+    namespace: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+    members: list[Member] = field(default_factory=list)
+    server: Server | None = None
+    redis_url: str = ""
+    flower_port: int = 0
+
+    def __enter__(self) -> Fleet:
+        self.directory = Path(tempfile.mkdtemp(prefix="mesh-"))
+        try:
+            self.redis_url, self.server = find_or_start(self.settings)
+            self.mesh = Mesh(namespace=self.namespace, redis_url=self.redis_url, settings=self.settings)
+            self.mesh.store.check()
+        except BaseException:
+            self._stop_server()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Ctrl-C again would leave processes behind; this ends within the grace time anyhow.
+        former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self.stop_members()
+            self.mesh.close()
+            self._stop_server()
+        finally:
+            signal.signal(signal.SIGINT, former)
+
+    def _stop_server(self) -> None:
+        if self.server is not None:
+            self.server.stop()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    # -- starting
+
+    def spawn(self, name: str, command: list[str], **environment: str) -> Member:
+        """Start a process of the fleet; its output goes to a log."""
+        handed = {key: value for key, value in os.environ.items() if key not in _NOT_HANDED_ON}
+        handed |= {"REDIS_URL": self.redis_url, "MESH_NAMESPACE": self.namespace}
+        if sys.platform == "linux":
+            command = [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *command]
+        log = self.directory / f"{name}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder or self.directory,
+                env={**handed, **self.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        member = Member(name=name, process=process, log=log)
+        self.members.append(member)
+        return member
+
+    def start_agents(
+        self, names: list[str], *, capabilities: str = "", concurrency: int = 2, include: tuple[str, ...] = ()
+    ) -> list[Member]:
+        """Start agents of these ids. Without capabilities they offer what the task types that they import need."""
+        command = worker_command(pool="prefork", concurrency=concurrency, include=include)
+        more = {"AGENT_CAPABILITIES": capabilities} if capabilities else {}
+        return [self.spawn(name, command, AGENT_ID=name, **more) for name in names]
+
+    def start_coordinator(self) -> Member:
+        """Start a coordinator on loopback; its port is found in the registry."""
+        self.coordinator_id = f"coordinator-{os.getpid()}"
+        command = [sys.executable, "-c", "import mesh.cli; mesh.cli.main()", "coordinator", "--host", "127.0.0.1"]
+        return self.spawn("coordinator", command, COORDINATOR_ID=self.coordinator_id)
+
+    def start_flower(self) -> Member:
+        """Start Flower on a free loopback port."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.flower_port = int(probe.getsockname()[1])
+        return self.spawn("flower", flower_command(port=self.flower_port))
+
+    # -- waiting
+
+    def wait(self, member: Member, ready: Callable[[], bool]) -> None:
+        """Wait for a process to be ready. Raises `CoordinatorUnavailable` if it ends or takes too long, with its last words."""
+        deadline = time.monotonic() + START_S
+        while not ready():
+            code = member.process.poll()
+            if code is not None or time.monotonic() > deadline:
+                what = f"ended with {code}" if code is not None else f"was not ready within {START_S:.0f} s"
+                raise CoordinatorUnavailable(f"{member.name} {what}; the end of its log: {member.tail(3)}")
+            time.sleep(_PAUSE_S)
+
+    def wait_for_agents(self, agents: list[Member]) -> None:
+        """Wait until all have joined."""
+        for agent in agents:
+            self.wait(agent, lambda name=agent.name: name in self._joined())  # type: ignore[misc]
+
+    def _joined(self) -> set[str]:
+        return {agent.id for agent in self.mesh.agents(status="healthy")}
+
+    def coordinator_url(self, coordinator: Member) -> str:
+        """Wait until it runs; where its HTTP service answers."""
+        registry = Coordinators(self.mesh.store.client, self.mesh.store.keys)
+        self.wait(coordinator, lambda: registry.get(self.coordinator_id) is not None)
+        return f"http://127.0.0.1:{(registry.get(self.coordinator_id) or {})['port']}"
+
+    def flower_url(self, flower: Member) -> str:
+        """Wait until it answers; its address."""
+        url = f"http://127.0.0.1:{self.flower_port}"
+        self.wait(flower, lambda: _answers(f"{url}/healthcheck"))
+        return url
+
+    # -- stopping
+
+    def stop_members(self) -> None:
+        """SIGTERM to all at once, SIGKILL to the groups of those that are still there after the grace time."""
+        for member in self.members:
+            if member.process.poll() is None:
+                # To the main process only: Celery's drains its pool itself.
+                member.process.terminate()
+        deadline = time.monotonic() + GRACE_S
+        for member in self.members:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                member.process.wait(max(0.0, deadline - time.monotonic()))
+            member.kill()
+        self.members.clear()
+
+    def forget_namespace(self) -> None:
+        """Remove what this fleet wrote into a server that is not its own."""
+        if self.server is None:
+            with contextlib.suppress(MeshError):
+                namespaces.drop(self.mesh.store)
+
+
+def _answers(url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback, whatever the proxy settings say
+    try:
+        with opener.open(url, timeout=2):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False

@@ -1,0 +1,121 @@
+"""The coordinator's process: a socket, the loops, the HTTP service, and a clean stop."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import msgspec
+import uvicorn
+
+from mesh.bus.app import app as celery_app
+from mesh.coordinator.app import create_app
+from mesh.coordinator.service import Coordinator
+from mesh.errors import Conflict, Invalid
+from mesh.services.views import iso
+from mesh.settings import Settings
+
+__all__ = ["bind", "serve"]
+logger = logging.getLogger(__name__)
+_GRACE_S = 5
+
+
+def bind(host: str, port: int, *, asked: bool) -> socket.socket:
+    """A listening socket. A port that was not asked for and is taken gives way to a free one.
+
+    Raises `Conflict` for one that was asked for and is taken, `Invalid` for an address that is not this host's.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise Invalid(f"Address {host!r} is not known: {error.strerror or error}.") from error
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(1024)  # here, not later: two that both have bound would both think that the port is theirs
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE and not asked:
+            return bind(host, 0, asked=True)
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            why = "is taken" if error.errno == errno.EADDRINUSE else "may not be used"
+            raise Conflict(
+                f"Port {port} {why}: choose another with --port or MESH_COORDINATOR_PORT."
+            ) from error
+        raise Invalid(f"Address {host}:{port} cannot be listened on: {error.strerror}.") from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: uvicorn would raise them again when it has stopped, and the exit code would be theirs."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing to capture."""
+        yield
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": iso(int(record.created * 1000)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+def _set_up_logging(settings: Settings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(_JsonLines() if settings.log_format == "json" else text)
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.root.level))
+
+
+def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None) -> None:
+    """Run a coordinator until SIGTERM or SIGINT. `port` None: the setting.
+
+    Raises `Conflict` (port or id taken), `StoreUnavailable` (Redis does not answer at the start).
+    """
+    _set_up_logging(settings)
+    asked = port is not None or settings.was_set("coordinator_port")
+    with bind(host, settings.coordinator_port if port is None else port, asked=asked) as listener:
+        number = int(listener.getsockname()[1])
+        coordinator = Coordinator(
+            settings, port=number, complete_chords=lambda groups: celery_app.backend.complete_chords(groups)
+        )
+        server = _Server(
+            uvicorn.Config(
+                create_app(coordinator),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=_GRACE_S,
+            )
+        )
+
+        def end(_: int, __: FrameType | None) -> None:
+            server.should_exit = True
+
+        former = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            coordinator.start()
+            logger.info("coordinator %s of namespace %s on port %d", coordinator.id, settings.namespace, number)
+            server.run(sockets=[listener])
+        finally:
+            coordinator.stop()
+            logger.info("coordinator %s stopped", coordinator.id)
+            for one, handler in former.items():
+                signal.signal(one, handler)

@@ -1,0 +1,135 @@
+"""One coordinator: its identity, its loops, and what it says of itself."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections import Counter
+from typing import Any
+
+from mesh import __version__
+from mesh.coordinator.loops import Complete, Leadership, Reap, Retention, Runner, Tick
+from mesh.errors import Conflict, MeshError
+from mesh.services.agents import discover
+from mesh.services.views import iso
+from mesh.settings import Settings
+from mesh.store.coordinators import TTL_MS, Coordinators
+from mesh.store.store import Store
+
+__all__ = ["Coordinator"]
+_POLL_S = 0.2
+
+
+class Coordinator:
+    """Runs the loops of one namespace while it leads it. `port`: where its HTTP service answers."""
+
+    def __init__(self, settings: Settings, *, port: int, complete_chords: Complete) -> None:
+        self.settings = settings
+        self.store = Store(settings)
+        self.coordinators = Coordinators(self.store.client, self.store.keys)
+        # The random part keeps two on one host apart, and a restarted one from waiting for its former life's key to end.
+        host = socket.gethostname().partition(".")[0]
+        self.id = settings.coordinator_id or f"{host}-{secrets.token_hex(3)}"
+        self.life = secrets.token_hex(8)
+        self.port = port
+        self.beats = 0
+        self.started_at = time.time()
+        self.leadership = Leadership(self.store, self.coordinators, self.id, self._fields)
+        self.runner = Runner(
+            self.leadership,
+            (
+                Reap(self.store, complete_chords),
+                Tick(self.store, complete_chords),
+                Retention(self.store, self.coordinators),
+            ),
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        self.beats += 1
+        return {
+            "id": self.id,
+            "namespace": self.settings.namespace,
+            "leads": self.leadership.leading,
+            "term": self.leadership.term,
+            "address": socket.gethostname(),
+            "port": self.port,
+            "pid": os.getpid(),
+            "region": self.settings.agent_region,
+            "version": __version__,
+            "started_at": iso(int(self.started_at * 1000)),
+            "life": self.life,
+            "beats": self.beats,
+        }
+
+    def start(self) -> None:
+        """Check Redis, make sure that the id is free, start the loops. Raises `StoreUnavailable`, `Conflict`."""
+        self.store.check()
+        self.store.preload()
+        self._claim_id()
+        self.runner.start()
+
+    def _claim_id(self) -> None:
+        """A former life's key ends within its TTL; one that is written anew belongs to somebody who lives."""
+        first: tuple[Any, Any] | None = None
+        until = time.monotonic() + TTL_MS / 1000 + 1
+        while (other := self.coordinators.get(self.id)) is not None:
+            now = (other.get("life"), other.get("beats"))
+            first = first or now
+            if now != first or time.monotonic() > until:
+                raise Conflict(
+                    f"Coordinator id {self.id!r} is already running (pid {other.get('pid')} on {other.get('address')}): "
+                    "give this one another with --id or COORDINATOR_ID."
+                )
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """Stop the loops, give up the lead."""
+        self.runner.stop()
+        self.store.close()
+
+    def ready(self) -> tuple[bool, str]:
+        """(whether it can do its work, why not)."""
+        try:
+            self.store.client.execute("PING")
+        except MeshError as error:
+            return False, str(error)
+        return (True, "") if self.runner.alive else (False, "A loop has ended.")
+
+    def report(self) -> tuple[bool, dict[str, Any]]:
+        """(whether all is well, the body of `/health`)."""
+        now = time.monotonic()
+        body: dict[str, Any] = {
+            "status": "healthy",
+            "id": self.id,
+            "namespace": self.settings.namespace,
+            "version": __version__,
+            "leads": self.leadership.leading,
+            "leader": self.leadership.leader or None,
+            "term": self.leadership.term,
+            "uptime_s": round(time.time() - self.started_at, 1),
+            "loops": {
+                name: {
+                    "counts": last.counts,
+                    "runs": last.runs,
+                    "seconds_ago": None if last.at is None else round(now - last.at, 3),
+                    "took_ms": round(last.took_ms, 2),
+                    "error": last.error,
+                }
+                for name, last in self.runner.last.items()
+            },
+        }
+        try:
+            self.store.client.execute("PING")
+            body["redis_latency_ms"] = round((time.monotonic() - now) * 1000, 2)
+            tasks: Counter[str] = Counter()
+            for _, state, number in self.store.tasks.live():
+                tasks[state] += number
+            body["tasks"] = dict(tasks)
+            body["agents"] = dict(Counter(str(agent.status) for agent in discover(self.store)))
+        except MeshError as error:
+            body |= {"status": "unhealthy", "redis_latency_ms": None, "detail": str(error)}
+        if not self.runner.alive:
+            body |= {"status": "unhealthy", "detail": "A loop has ended."}
+        return body["status"] == "healthy", body

@@ -1,0 +1,28 @@
+"""How healthy an agent is, from what its record says. Tasks of a dead agent do not wait for this: leases decide about them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Health(StrEnum):
+    """What people and routing see of an agent."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"  # missed its heartbeat
+    UNHEALTHY = "unhealthy"  # silent for longer than the threshold
+    DRAINING = "draining"  # takes no new work and leaves when it has finished
+    OFFLINE = "offline"  # has left
+
+
+def health(
+    *, silent_ms: int, left: bool, draining: bool, heartbeat_interval_ms: int, unhealthy_threshold_ms: int
+) -> Health:
+    """`silent_ms`: time since its last beat; the other times are the settings of the same names."""
+    if left:
+        return Health.OFFLINE
+    if silent_ms > unhealthy_threshold_ms:
+        return Health.UNHEALTHY
+    if silent_ms > heartbeat_interval_ms:
+        return Health.DEGRADED
+    return Health.DRAINING if draining else Health.HEALTHY

@@ -1,0 +1,111 @@
+"""What can be asked about agents: who is there, what they can do, whether anybody can take a task."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from typing import Any
+
+from mesh.core.agents import Health, health
+from mesh.core.requirements import capabilities_of, satisfies
+from mesh.settings import Settings
+from mesh.store.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentInfo:
+    """One agent as it is listed; the field names are those of `mesh discover --format json` and do not change."""
+
+    id: str
+    name: str
+    type: str
+    namespace: str
+    status: Health
+    capabilities: tuple[str, ...]
+    region: str | None
+    labels: dict[str, str]
+    slots: int
+    running: int
+    address: str
+    port: int
+    version: str
+    incarnation: int
+    joined_at: str  # UTC, ISO 8601
+    last_beat_at: str
+    silent_ms: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**self.__dict__, "status": str(self.status), "capabilities": list(self.capabilities)}
+
+
+def _iso(ms: str | int) -> str:
+    return datetime.datetime.fromtimestamp(int(ms) / 1000, datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def _info(row: dict[str, str], now_ms: int, settings: Settings) -> AgentInfo:
+    beat = int(row.get("beat", "0"))
+    labels = row.get("labels", "")
+    return AgentInfo(
+        id=row["id"],
+        name=row.get("name", row["id"]),
+        type=row.get("type", ""),
+        namespace=row.get("namespace", ""),
+        status=health(
+            silent_ms=now_ms - beat,
+            left="left" in row,
+            draining=row.get("state") == "draining",
+            heartbeat_interval_ms=settings.heartbeat_interval_ms,
+            unhealthy_threshold_ms=settings.unhealthy_threshold_ms,
+        ),
+        capabilities=tuple(one for one in row.get("capabilities", "").split(",") if one),
+        region=row.get("region") or None,
+        labels=dict(pair.split("=", 1) for pair in labels.split(",") if "=" in pair),
+        slots=int(row.get("slots", "0")),
+        running=int(row.get("running", "0")),
+        address=row.get("address", ""),
+        port=int(row.get("port", "0")),
+        version=row.get("version", ""),
+        incarnation=int(row.get("incarnation", "0")),
+        joined_at=_iso(row.get("joined", "0")),
+        last_beat_at=_iso(beat),
+        silent_ms=max(0, now_ms - beat),
+    )
+
+
+def discover(
+    store: Store, *, capability: str | None = None, status: str | None = None, region: str | None = None
+) -> list[AgentInfo]:
+    """The agents of the namespace, by id; filtered."""
+    now_ms = store.agents.now_ms()
+    agents = [_info(row, now_ms, store.settings) for row in store.agents.all()]
+    return [
+        agent
+        for agent in agents
+        if (capability is None or capability in agent.capabilities)
+        and (status is None or agent.status == status)
+        and (region is None or agent.region == region)
+    ]
+
+
+def capable(store: Store, requirement: str) -> list[AgentInfo]:
+    """The agents that could take a task of this requirement: they offer it all, and are there."""
+    there = (Health.HEALTHY, Health.DEGRADED)
+    return [
+        agent
+        for agent in discover(store)
+        if agent.status in there and satisfies(frozenset(agent.capabilities), requirement)
+    ]
+
+
+def unmet(store: Store, requirement: str) -> str | None:
+    """A sentence that says why no agent can take a task of this requirement now; None if one can."""
+    if capable(store, requirement):
+        return None
+    offered = {name for agent in discover(store) if agent.status != Health.OFFLINE for name in agent.capabilities}
+    needed = capabilities_of(requirement)
+    missing = sorted(needed - offered)
+    if missing:
+        near = f" (offered: {', '.join(sorted(offered))})" if offered else " (no agent is there)"
+        return f"No agent offers {' and '.join(missing)}{near}: the task waits until one does."
+    return f"No single agent offers {' and '.join(sorted(needed))} together: the task waits until one does."

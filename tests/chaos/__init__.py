@@ -1,0 +1,1 @@
+"""Faults that are real: processes killed by signal, on a real server."""
