@@ -25,6 +25,7 @@ from .health import HealthServer
 from .identity import Membership, join
 
 logger = logging.getLogger(__name__)
+_POOL_CHECK_S = 0.5
 _DEFAULT_REQUEST = "celery.worker.request:Request"
 
 
@@ -70,7 +71,7 @@ class Agent:
         )
         self._prepare_tasks()
         self._select_queues()
-        runtime.become_agent(self.holdings)
+        runtime.become_agent(self.holdings, self.tell_revoked)
 
     # -- what it offers
 
@@ -171,6 +172,12 @@ class Agent:
             return  # threads cannot be stopped: its slot is taken until it ends
         self.holdings.forget(holding)
 
+    def tell_revoked(self, task_id: str) -> None:
+        """A task that waited was revoked here: say so to whoever listens to events."""
+        dispatcher = getattr(self.consumer, "event_dispatcher", None)
+        if dispatcher is not None and dispatcher.enabled:
+            dispatcher.send("task-revoked", uuid=task_id, terminated=False, signum=None, expired=False)
+
     def usurped(self) -> None:
         """Another process took this id over."""
         logger.critical("another agent has joined as %s: this one stops", self.membership.agent_id)
@@ -261,6 +268,10 @@ class AgentStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, worker: Any) -> None:
         """The pool runs."""
         worker.mesh_agent.start()
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        """A dead pool child is often noticed before it can be waited for; Celery would look again after 5 s only."""
+        hub.call_repeatedly(_POOL_CHECK_S, worker.pool.maintain_pool)
 
     def stop(self, worker: Any) -> None:
         """The pool will stop next: it finishes what it runs."""

@@ -106,7 +106,8 @@ class Backend(RedisBackend):  # type: ignore[misc]
             {"exc_type": "TaskRevokedError", "exc_module": "celery.exceptions", "exc_message": [reason]}
         )
         document = self._document(task_id, self.encode_result(exc, state), state, None, request)
-        self._end(task_id, request, State.CANCELLED, document, keep=True, reason=str(reason))
+        if self._end(task_id, request, State.CANCELLED, document, keep=True, reason=str(reason)) and request is None:
+            runtime.on_revoked(task_id)
 
     def crashed(self, request: Any, holding: Holding, sentence: str) -> str:
         """A pool child died under an attempt: the state that the task is in now."""
@@ -176,6 +177,10 @@ class Backend(RedisBackend):  # type: ignore[misc]
             fence = attempt["fence"] if attempt and request.id == task_id else ""
             self.store.tasks.annotate(task_id, fence, document)
         return result
+
+    def failure_document(self, task_id: str, exc: BaseException) -> bytes:
+        """The result document of a task that ended by `exc`."""
+        return self._document(task_id, self.encode_result(exc, states.FAILURE), states.FAILURE, None, None)
 
     def _document(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> bytes:
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)

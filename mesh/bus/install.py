@@ -47,6 +47,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_enable_prefetch_count_reduction": False,
         "worker_prefetch_multiplier": 1,
+        "worker_consumer": "mesh.bus.consumer:Consumer",
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 from mesh.bus.holdings import Holdings
@@ -18,6 +18,8 @@ from mesh.store.store import Store
 _settings: dict[str, Settings] = {}
 _stores: dict[str, Store] = {}
 holdings: Holdings | None = None  # of this process, if it is an agent's main process
+#: Told when this process has ended a task that waited: no worker will ever say so to Flower otherwise.
+on_revoked: Callable[[str], None] = lambda task_id: None
 
 #: Set while something is published on behalf of a chord that is complete: (kind, token) of the publication.
 publishing_for: ContextVar[str | None] = ContextVar("publishing_for", default=None)
@@ -43,10 +45,10 @@ def store_of(namespace: str) -> Store:
     return store
 
 
-def become_agent(held: Holdings | None) -> None:
+def become_agent(held: Holdings | None, revoked: Callable[[str], None] = lambda task_id: None) -> None:
     """This process is an agent's main process from now on (None: no longer)."""
-    global holdings
-    holdings = held
+    global holdings, on_revoked
+    holdings, on_revoked = held, revoked
 
 
 @contextlib.contextmanager

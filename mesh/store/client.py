@@ -91,7 +91,7 @@ class Client:
 
     def calls(self, commands: Sequence[bytes], replies: int) -> list[Any]:
         """Send packed commands in one write, return one reply each; error replies are returned as exceptions."""
-        data = b"".join(commands)
+        packed: list[Any] = [b"".join(commands)]
         if self._pid != os.getpid():  # forked: the sockets are the parent's
             self._free, self._pid = deque(), os.getpid()
         while True:
@@ -102,7 +102,7 @@ class Client:
             try:
                 if not pooled:
                     connection.connect()
-                connection.send_packed_command([data], check_health=False)
+                connection.send_packed_command(packed, check_health=False)
                 answer = [self._read(connection) for _ in range(replies)]
             except NETWORK_ERRORS as error:
                 connection.disconnect()

@@ -26,7 +26,7 @@ HOST = "conformance"
 CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 10, "solo": 1}
 START_S = 30
 STOP_S = 15
-KILL_PAUSE_S = (1.5, 4.0)
+KILL_PAUSE_S = (0.5, 2.5)
 """Shortest and longest pause between a replacement's being ready and the next kill."""
 
 

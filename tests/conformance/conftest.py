@@ -20,7 +20,7 @@ from tests.conformance.cluster import CONCURRENCY, ROOT, Cluster
 TIMEOUT_S = {"calm": 60, "killed": 150}
 LEASE = {"MESH_LEASE_MS": "3000", "MESH_LEASE_RENEW_MS": "750"}
 """Short enough that a killed agent's tasks come back many times within a run."""
-WORK_S = {"calm": "0", "killed": "0.2"}
+WORK_S = {"calm": "0", "killed": "0.1"}
 
 CELERYS_OWN_WARNINGS = (
     # An application that is closed, or a connection that is given back, leaves its sockets to the collector.
@@ -58,7 +58,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not isinstance(item, pytest.Function) or "cluster" not in getattr(item, "fixturenames", ()):
             continue
         pool, run = item.callspec.params["cluster"]
-        item.add_marker(pytest.mark.timeout(TIMEOUT_S[run]))
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S[run]))
         for ignored in CELERYS_OWN_WARNINGS:
             item.add_marker(pytest.mark.filterwarnings(ignored))
         pools = item.get_closest_marker("pools")

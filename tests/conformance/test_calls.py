@@ -166,7 +166,7 @@ def test_acknowledgement(cluster: Cluster, task: object) -> None:
 @pytest.mark.mesh_only(reason="Celery's Redis transport gives a killed worker's task back after an hour, or never")
 @pytest.mark.calm_only(reason="kills one given agent")
 @pytest.mark.parametrize("task", ["gated_early", "gated_late"], ids=["early", "late"])
-def test_task_of_a_killed_agent_runs_elsewhere(cluster: Cluster, task: str) -> None:
+def test_task_of_a_dead_agent_runs_elsewhere(cluster: Cluster, task: str) -> None:
     key = cluster.new_key()
     result = signature(f"tests.conformance.tasks.{task}", (key, "done"), app=cluster.app).delay()
     (first, *_) = cluster.wait_for_notes(key)

@@ -1,0 +1,60 @@
+"""Celery's consumer, except that no message is lost because nobody here can read it.
+
+Celery rejects tasks of unknown types and acknowledges what it cannot decode: both would be gone. Here they become dead letters,
+with the reason, to be replayed once an agent knows the type.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import signals
+from celery.exceptions import NotRegistered
+from celery.utils.log import get_logger
+from celery.worker.consumer import Consumer as CeleryConsumer
+
+from mesh.bus import runtime
+from mesh.core.states import State
+
+logger = get_logger(__name__)
+
+
+class Consumer(CeleryConsumer):  # type: ignore[misc]
+    """`worker_consumer = "mesh.bus.consumer:Consumer"`."""
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """No task type of that name is registered here."""
+        if not self._put_aside(message, NotRegistered(message.headers.get("task")), "unknown type"):
+            super().on_unknown_task(body, message, exc)
+            return
+        signals.task_unknown.send(
+            sender=self, message=message, exc=exc, name=message.headers.get("task"), id=message.headers.get("id")
+        )
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """Not a task at all."""
+        if not self._put_aside(message, ValueError("not a task message"), "unreadable"):
+            super().on_unknown_message(body, message)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """A task message that breaks the protocol."""
+        if not self._put_aside(message, exc, "unreadable"):
+            super().on_invalid_task(body, message, exc)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """A body that nobody here can decode."""
+        if not self._put_aside(message, exc, "unreadable"):
+            super().on_decode_error(message, exc)
+
+    def _put_aside(self, message: Any, exc: Exception, reason: str) -> bool:
+        holding, holdings = getattr(message, "holding", None), runtime.holdings
+        if holding is None or holdings is None:
+            return False
+        logger.error("task %s of type %s put aside (%s): %r", holding.id, message.headers.get("task"), reason, exc)
+        document = self.app.backend.failure_document(holding.id, exc)
+        settlement = holdings.settlement(holding, State.DEAD_LETTERED, document, keep=True)._replace(reason=reason)
+        holdings.end(holding, settlement)
+        holdings.forget(holding)
+        if self.event_dispatcher:
+            self.event_dispatcher.send("task-failed", uuid=holding.id, exception=repr(exc))
+        return True

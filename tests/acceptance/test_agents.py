@@ -1,0 +1,168 @@
+"""Agents as processes: they join, are unique, take over, drain, and never meet those of another namespace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mesh.services import namespaces
+from mesh.store.tasks import Record
+from tests.acceptance.conftest import CELERY, Place, make_place
+from tests.waiting import wait_until
+
+LONG_LEASE = {"MESH_LEASE_MS": "120000", "MESH_LEASE_RENEW_MS": "1000"}
+"""Longer than any test: what is taken over within it was not waited for."""
+WORKER = [*CELERY, "worker", "--pool", "solo", "--without-gossip", "--without-mingle"]
+
+
+def record(place: Place, task_id: str) -> Record:
+    found = place.mesh.store.tasks.record(task_id)
+    assert found is not None
+    return found
+
+
+def test_an_agent_works_is_listed_and_leaves(place: Place) -> None:
+    agent = place.agent("w1", "--capabilities", "data-processing,spare", command=WORKER, AGENT_REGION="eu", AGENT_LABELS="disk=ssd")
+    (row,) = place.discover("--capability", "spare", "--status", "healthy", "--region", "eu")
+    assert {name: row[name] for name in ("id", "namespace", "status", "slots", "labels", "type")} == {
+        "id": "w1", "namespace": place.namespace, "status": "healthy", "slots": 1, "labels": {"disk": "ssd"}, "type": "worker",
+    }  # fmt: skip
+    assert row["capabilities"] == ["data-processing", "spare"]
+    assert place.discover("--capability", "gpu") == []
+    with urllib.request.urlopen(f"http://127.0.0.1:{row['port']}/health", timeout=5) as answer:
+        assert json.load(answer)["agent"] == "w1"
+
+    (place.folder / "numbers.csv").write_text("n\n1\n2\n39\n")
+    query = {"operation": "sql", "query": "SELECT sum(n) AS total FROM numbers", "tables": {"numbers": {"file": "numbers.csv"}}}
+    (place.folder / "query.json").write_text(json.dumps(query))
+    done = place.run("execute", "--task-type", "data-processing", "--payload", "@query.json", "--wait")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["rows"] == [[42]]
+
+    failed = place.call("execute", "--task-type", "data-processing", "--payload", '{"operation": "dance"}', "--wait")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "Invalid: operation 'dance' is unknown" in failed.stderr
+
+    agent.terminate()
+    assert agent.wait() == 0
+    assert [(row["id"], row["status"]) for row in place.discover()] == [("w1", "offline")]
+
+
+def test_deploy_takes_every_flag(place: Place) -> None:
+    place.agent(
+        "worker-1", "--agent-name", "Worker 1", "--agent-type", "builder", "--namespace", place.namespace,
+        "--capabilities", "task-execution,data-processing", "--region", "us", "--labels", "zone=a,disk=ssd",
+        "--log-level", "warning", "--pool", "threads", "--concurrency", "3",
+        MESH_NAMESPACE=None,
+    )  # fmt: skip
+    (row,) = place.discover()
+    assert (row["name"], row["type"], row["region"], row["slots"]) == ("Worker 1", "builder", "us", 3)
+    assert row["capabilities"] == ["task-execution", "data-processing"]
+    assert row["labels"] == {"zone": "a", "disk": "ssd"}
+
+
+def test_queues_given_to_celery_are_capabilities(place: Place) -> None:
+    place.agent("w1", "-Q", "alpha,beta", command=WORKER)
+    assert place.discover()[0]["capabilities"] == ["alpha", "beta"]
+
+
+def test_a_second_live_agent_with_the_same_id_is_refused(place: Place) -> None:
+    first = place.agent("w1", "--capabilities", "data-processing")
+    second = place.run("deploy", "--agent-id", "w1", "--capabilities", "data-processing", "--pool", "solo")
+    assert second.returncode == 7
+    (line,) = [line for line in second.stderr.splitlines() if line.startswith("Error: ")]
+    assert f"Agent id 'w1' is already running in namespace '{place.namespace}' (pid {first.process.pid} on" in line
+    assert "Traceback" not in second.stderr
+    assert place.mesh.submit("data-processing", {"data": [1, 2]}).result(timeout_s=20)["items"] == 2
+    assert first.process.poll() is None
+
+
+def test_a_killed_agents_next_life_takes_its_tasks_over_at_once(place: Place) -> None:
+    """From a folder that holds a user's tasks.py, with a pool whose children die with it."""
+    words = ("--capabilities", "gate", "-I", "tasks", "--pool", "prefork", "--concurrency", "1")
+    gate = place.gate()
+    handle = place.mesh.submit("gate", gate.payload, unsatisfiable="accept")
+    first = place.agent("w1", *words, **LONG_LEASE)
+    gate.wait_until_started()
+    wait_until(lambda: handle.status() == "running", 10, "the start to be recorded")
+    first.kill()
+    place.agent("w1", *words, **LONG_LEASE)
+    gate.wait_until_started(2)
+    gate.open("second life")
+    assert handle.result(timeout_s=20) == "second life"
+    assert (record(place, handle.id).crashes, record(place, handle.id).agent) == (1, "w1")
+
+
+def test_sigterm_drains(place: Place) -> None:
+    """What runs finishes; what has not started goes back at once; then the agent leaves."""
+    gate, other = place.gate("first"), place.gate("second")
+    running = place.mesh.submit("gate", gate.payload, unsatisfiable="accept")
+    agent = place.agent(
+        "w1", "--capabilities", "gate", "-I", "tasks", "--pool", "prefork", "--concurrency", "1", **LONG_LEASE
+    )
+    gate.wait_until_started()
+    waiting = place.mesh.submit_many("gate", [other.payload] * 5)
+    agent.terminate()
+    wait_until(lambda: place.discover()[0]["status"] == "draining", 20, "the agent to drain")
+    assert [handle.status() for handle in waiting] == ["queued"] * 5
+    assert running.status() == "running"
+    gate.open("finished")
+    assert running.result(timeout_s=20) == "finished"
+    assert agent.wait() == 0
+    assert place.discover()[0]["status"] == "offline"
+    assert [handle.status() for handle in waiting] == ["queued"] * 5 and other.starts() == []
+    assert record(place, running.id).crashes == 0
+
+
+@pytest.fixture
+def two_places(place: Place, redis_url: str, tmp_path: Path) -> Iterator[tuple[Place, Place]]:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    with make_place(redis_url, f"{place.namespace}-other", folder) as other:
+        yield place, other
+
+
+def test_two_namespaces_never_meet(two_places: tuple[Place, Place]) -> None:
+    for number, one in enumerate(two_places):
+        one.agent(f"w{number}", "--capabilities", "data-processing")
+    for number, one in enumerate(two_places):
+        assert [row["id"] for row in one.discover()] == [f"w{number}"]
+        done = one.run("inspect", "--timeout", "3", "--json", "ping", command=CELERY)
+        answers = list(json.loads(done.stdout))
+        assert [name.partition("@")[0] for name in answers] == [f"w{number}"]
+    here, there = two_places
+    handle = here.mesh.submit("data-processing", {"data": "x"})
+    assert handle.result(timeout_s=20)["type"] == "string"
+    assert record(here, handle.id).agent == "w0"
+    missing = there.call("status", handle.id)
+    assert missing.returncode == 3 and there.mesh.queues() == {}
+
+
+def test_an_interrupted_agent_takes_nobody_else_down(place: Place) -> None:
+    """A prefork agent that is killed alone, without its pool, leaves no process that works on."""
+    agent = place.agent("w1", "--capabilities", "gate", "-I", "tasks", "--pool", "prefork", "--concurrency", "1")
+    gate = place.gate()
+    handle = place.mesh.submit("gate", gate.payload)
+    gate.wait_until_started()
+    os.kill(agent.process.pid, signal.SIGKILL)
+    agent.wait()
+    again = place.agent("w1", "--capabilities", "gate", "-I", "tasks", "--pool", "solo")
+    gate.wait_until_started(2)
+    agent.kill()  # the orphan of the first life, if there is one: it must not be the one that reads the word
+    gate.open()
+    assert handle.result(timeout_s=20) == "through"
+    assert again.process.poll() is None
+
+
+def test_dropping_a_namespace_leaves_the_others(two_places: tuple[Place, Place]) -> None:
+    here, there = two_places
+    for one in two_places:
+        one.mesh.submit("data-processing", {"data": 1}, unsatisfiable="accept")
+    assert namespaces.drop(there.mesh.store) > 0
+    assert there.keys() == [] and here.mesh.queues() == {"data-processing": {"queued": 1}}

@@ -1,0 +1,145 @@
+"""Coordinators as processes: health, election, loops, Redis going away, a clean stop."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesh.store.coordinators import Coordinators
+from mesh.store.embedded import start_server
+from tests.acceptance.conftest import Place, Running, make_place
+from tests.waiting import wait_until
+
+FAILOVER_S = 4.0
+
+
+def start(place: Place, coordinator_id: str, *words: str, **environ: str | None) -> tuple[Running, str]:
+    """A coordinator that runs, and its URL."""
+    process = place.start("coordinator", "--id", coordinator_id, "--host", "127.0.0.1", *words, **environ)
+    place.wait_for(process, lambda: pid_of(place, coordinator_id) == process.process.pid, f"{coordinator_id} to run")
+    port = (registry(place).get(coordinator_id) or {})["port"]
+    return process, f"http://127.0.0.1:{port}"
+
+
+def registry(place: Place) -> Coordinators:
+    return Coordinators(place.mesh.store.client, place.mesh.store.keys)
+
+
+def pid_of(place: Place, coordinator_id: str) -> int:
+    return int((registry(place).get(coordinator_id) or {}).get("pid", 0))
+
+
+def leader(place: Place) -> str | None:
+    return registry(place).leader()[1]
+
+
+def ask(url: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_health_and_a_clean_stop(place: Place) -> None:
+    process, url = start(place, "c1")
+    wait_until(lambda: leader(place) == "c1", 5, "c1 to lead")
+    wait_until(lambda: ask(f"{url}/health")[1]["loops"]["tick"]["runs"] > 0, 5, "the loops to run")
+    status, body = ask(f"{url}/health")
+    assert (status, body["status"], body["id"], body["leads"], body["namespace"]) == (
+        200, "healthy", "c1", True, place.namespace,
+    )  # fmt: skip
+    assert body["term"] == 1 and body["redis_latency_ms"] > 0 and body["agents"] == {}
+    assert set(body["loops"]) == {"reap", "tick", "retention"}
+    assert ask(f"{url}/health/live") == (200, {"status": "ok"})
+    assert ask(f"{url}/health/ready") == (200, {"status": "ready"})
+    assert "leader        c1 (term 1)" in place.call("status").stdout
+    process.terminate()
+    assert process.wait() == 0
+    assert leader(place) is None and registry(place).get("c1") is None
+
+
+def test_the_loops_promote_expire_and_take_back(place: Place) -> None:
+    """Without any agent: nobody else could have done it."""
+    mesh, submit = place.mesh, place.mesh.submit
+    start(place, "c1", MESH_LEASE_MS="1000", MESH_LEASE_RENEW_MS="400")
+    later = submit("data-processing", 1, countdown_s=1, unsatisfiable="accept")
+    stale = submit("stale", 1, expires_s=0.5, unsatisfiable="accept")
+    lost = submit("lost", 1, unsatisfiable="accept")
+    (held,) = mesh.store.tasks.fetch(
+        holder="nobody#1", isolated=False, nonce="n", limit=1, idle=True, queues=["lost"]
+    )
+    assert held.id == lost.id and lost.status() == "leased"
+    wait_until(lambda: later.status() == "queued", 10, "the countdown to end")
+    wait_until(lambda: stale.status() == "expired", 10, "the expiry")
+    wait_until(lambda: lost.status() == "queued", 30, "the lease to end")
+
+
+def test_another_takes_over_when_the_leader_is_killed(place: Place) -> None:
+    processes = {name: start(place, name)[0] for name in ("c1", "c2")}
+    wait_until(lambda: leader(place) is not None, 5, "a leader")
+    first = leader(place) or ""
+    second = "c2" if first == "c1" else "c1"
+    term = registry(place).leader()[0]
+    processes[first].kill()
+    killed_at = time.monotonic()
+    wait_until(lambda: leader(place) == second, 10, "the other to lead")
+    assert time.monotonic() - killed_at <= FAILOVER_S
+    assert registry(place).leader()[0] == term + 1
+
+
+def test_another_takes_over_at_once_when_the_leader_stops(place: Place) -> None:
+    first, _ = start(place, "c1")
+    wait_until(lambda: leader(place) == "c1", 5, "c1 to lead")
+    _, url = start(place, "c2")
+    assert ask(f"{url}/health")[1]["leads"] is False
+    first.terminate()
+    assert first.wait() == 0
+    stopped_at = time.monotonic()
+    wait_until(lambda: leader(place) == "c2", 5, "c2 to lead")
+    assert time.monotonic() - stopped_at < 2
+
+
+def test_a_second_with_the_same_id_is_refused_a_next_life_is_not(place: Place) -> None:
+    first, _ = start(place, "c1")
+    second = place.run("coordinator", "--id", "c1", "--host", "127.0.0.1")
+    assert second.returncode == 7
+    assert f"Error: Coordinator id 'c1' is already running (pid {first.process.pid} on" in second.stderr
+    first.kill()
+    again, _ = start(place, "c1")
+    assert pid_of(place, "c1") == again.process.pid
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_taken_port(place: Place, taken_port: int, asked: bool) -> None:
+    """In the environment it was asked for; 3000 by default is not, whoever has it."""
+    if asked:
+        done = place.run("coordinator", "--host", "127.0.0.1", MESH_COORDINATOR_PORT=str(taken_port))
+        assert done.returncode == 7 and f"Error: Port {taken_port} is taken" in done.stderr
+    else:
+        urls = {start(place, name)[1] for name in ("c1", "c2")}
+        assert len(urls) == 2
+
+
+def test_redis_goes_away_and_comes_back(tmp_path: Path, namespace: str) -> None:
+    (tmp_path / "server").mkdir()
+    with start_server(tmp_path / "server") as server, make_place(server.url, namespace, tmp_path) as place:
+        process, url = start(place, "c1", LOG_FORMAT="text")
+        wait_until(lambda: leader(place) == "c1", 5, "c1 to lead")
+        server.kill()
+        wait_until(lambda: ask(f"{url}/health/ready")[0] == 503, 10, "it to notice")
+        assert ask(f"{url}/health/live")[0] == 200
+        status, body = ask(f"{url}/health")
+        assert status == 503 and "cannot be reached" in body["detail"]
+        server.restart()
+        wait_until(lambda: ask(f"{url}/health")[1]["leads"], 10, "it to lead again")
+        later = place.mesh.submit("x", 1, countdown_s=0.2, unsatisfiable="accept")
+        wait_until(lambda: later.status() == "queued", 10, "the loops to go on")
+        output = process.output()
+        assert output.count("Redis is away") == 1 and "Redis is back" in output and "Traceback" not in output
