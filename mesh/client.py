@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mesh.core.states import TERMINAL
 from mesh.errors import Invalid, MeshError, NotFound, ResultTimeout, StoreUnavailable, Unsatisfiable
 from mesh.services import agents as agent_services
 from mesh.services import tasks as task_services
@@ -42,7 +43,7 @@ class Mesh:
         self, *, namespace: str | None = None, redis_url: str | None = None, settings: Settings | None = None
     ) -> None:
         settings = settings or Settings.load()
-        changes = {"namespace": namespace, "redis_url": redis_url}
+        changes: dict[str, Any] = {"namespace": namespace, "redis_url": redis_url}
         self.settings = dataclasses.replace(settings, **{k: v for k, v in changes.items() if v is not None})
         self.store = Store(self.settings)
         self._listener: Listener | None = None
@@ -70,12 +71,19 @@ class Mesh:
 
         `payload`: anything that JSON can say (None: the task takes no argument). `task_id` makes it idempotent.
         `unsatisfiable`: what if no agent can take it now: "warn" (it waits), "accept" (silently), "reject".
-        Raises `Invalid`, `Conflict`, `Unsatisfiable`, `StoreUnavailable`; then nothing was submitted, or, if Redis went away
-        in the middle, submitting again with the same `task_id` is safe.
+        Raises `Invalid`, `Conflict`, `Unsatisfiable`, `StoreUnavailable`; then nothing was submitted, or, if Redis
+        went away in the middle, submitting again with the same `task_id` is safe.
         """
         options = (
             task_services.DEFAULTS
-            if not (requires or countdown_s or expires_s is not None or timeout_s is not None or ignore_result or labels)
+            if not (
+                requires
+                or countdown_s
+                or expires_s is not None
+                or timeout_s is not None
+                or ignore_result
+                or labels
+            )
             and priority == 4
             else Options(
                 requires=tuple(requires),
@@ -100,7 +108,9 @@ class Mesh:
         except TypeError as error:
             raise Invalid(f"submit_many: {error}") from error
         self._check_offered(task_type, chosen, unsatisfiable)
-        return [Handle(self, one) for one in task_services.submit_many(self.store, task_type, payloads, chosen)]
+        return [
+            Handle(self, one) for one in task_services.submit_many(self.store, task_type, payloads, chosen)
+        ]
 
     def _check_offered(self, task_type: str, options: Options, unsatisfiable: str) -> None:
         if unsatisfiable == "accept":
@@ -140,7 +150,9 @@ class Mesh:
                 try:
                     task_id = ended.get(timeout=None if left is None else max(0.0, left))
                 except queue.Empty:
-                    raise ResultTimeout(f"{len(waiting)} tasks have not ended within {timeout_s} s.") from None
+                    raise ResultTimeout(
+                        f"{len(waiting)} tasks have not ended within {timeout_s} s."
+                    ) from None
                 handle = waiting.pop(task_id)
                 yield handle
         finally:
@@ -206,7 +218,8 @@ class Handle:
     def result(self, timeout_s: float | None = None) -> Any:
         """Wait for the end; what the task returned. It is pushed, not polled.
 
-        Raises `TaskFailed` (or `TimedOut`, `Cancelled`, `DeadLettered`), `ResultTimeout`, `NotFound`, `StoreUnavailable`.
+        Raises `TaskFailed` (or `TimedOut`, `Cancelled`, `DeadLettered`), `ResultTimeout`, `NotFound`,
+        `StoreUnavailable`.
         """
         store = self._mesh.store
         if self._document is None:
@@ -215,7 +228,9 @@ class Handle:
             listener.watch(self.id, self._take, lambda _: ended.set())
             try:
                 if not ended.wait(timeout_s):
-                    raise ResultTimeout(f"Task {self.id} has not ended within {timeout_s} s; it is {self.status()}.")
+                    raise ResultTimeout(
+                        f"Task {self.id} has not ended within {timeout_s} s; it is {self.status()}."
+                    )
             finally:
                 listener.forget(self.id)
         over, value = task_services.outcome(store, self.id, self._document or None)
@@ -268,7 +283,9 @@ class Listener:
         with self._lock:
             self._waiting[task_id] = (take, tell)
             try:
-                self._pubsub.subscribe(self._channels + task_id)  # its confirmation makes the thread look once
+                self._pubsub.subscribe(
+                    self._channels + task_id
+                )  # its confirmation makes the thread look once
             except NETWORK_ERRORS:
                 self._rechecked = 0.0
 
@@ -322,7 +339,7 @@ class Listener:
         state, _, document = self._store.tasks.outcome(task_id)
         if state is None and document is None:
             self._end(task_id, b"")
-        elif state in task_services.TERMINAL:
+        elif state in TERMINAL:
             self._end(task_id, document or b"")
 
     def _check_all(self) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 from celery import Celery
 from celery.signals import celeryd_init
 from celery.utils.nodenames import gethostname, nodesplit
+from kombu.connection import resolve_aliases
 
 from mesh.bus import runtime
 from mesh.settings import Settings
 
+TRANSPORT = "mesh.bus.transport:Transport"
 _STEPS = {
     "worker": ("mesh.workers.steps:AgentStep",),
     "consumer": ("mesh.workers.steps:MembershipStep",),
@@ -21,7 +23,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
     """Celery's settings, derived from ours; `celeryconfig.py` shows them to people."""
     return {
         "broker_url": settings.redis_url,
-        "broker_transport": "mesh.bus.transport:Transport",
+        "broker_transport": TRANSPORT,
         "broker_transport_options": {
             "namespace": settings.namespace,
             "socket_timeout": settings.redis_socket_timeout_ms / 1000,
@@ -58,6 +60,7 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
     """
     settings = settings or Settings.load()
     runtime.configure(settings)
+    resolve_aliases[TRANSPORT] = "redis"  # how URLs are shown: Flower picks its broker page by the scheme
     app.conf.update(configuration(settings))
     app.amqp_cls = "mesh.bus.amqp:AMQP"
     app.__dict__.pop("amqp", None)

@@ -43,6 +43,12 @@ class Request(CeleryRequest):  # type: ignore[misc]
             return True
         return bool(super().revoked())
 
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Remote control revokes it while it runs: a greenlet that is ended looks like one that returned."""
+        if self.holding is not None and self.time_start:
+            self.holding.seen = "revoke"
+        super().terminate(pool, signal)
+
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The pool takes it up."""
         holdings = runtime.holdings

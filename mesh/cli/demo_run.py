@@ -92,7 +92,8 @@ class Outcome:
             f"retried after an error: {self.retried}"
         )
         lines.append(f"time: {times}")
-        lines.append("The results are equal and nothing was lost." if self.good else "THE RESULTS DIFFER OR TASKS WERE LOST.")
+        good = "The results are equal and nothing was lost."
+        lines.append(good if self.good else "THE RESULTS DIFFER OR TASKS WERE LOST.")
         return "\n".join(lines)
 
 
@@ -146,8 +147,8 @@ class Demo:
             agents = self._start(fleet)
         files = [file for files in self.lists for file in files]
         self._say(
-            f"{len(files):,} files below {self.folder} in {len(self.lists)} tasks; leases of {LEASE_MS / 1000:g} s instead "
-            f"of {self.settings.lease_ms / 1000:g} s, so that you need not wait long"
+            f"{len(files):,} files below {self.folder} in {len(self.lists)} tasks; leases of {LEASE_MS / 1000:g} s "
+            f"instead of {self.settings.lease_ms / 1000:g} s, so that you need not wait long"
         )
         columns = (TextColumn("{task.description:7}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console) as progress:
@@ -214,7 +215,9 @@ class Demo:
                 self.kill = self._try_kill(fleet, agents, sorted(waiting))
             elif self.kill is not None and handle.id in self.kill.held:
                 record = handle.record()
-                if record.agent != self.kill.agent:  # else it had ended just before, and only its news came late
+                if (
+                    record.agent != self.kill.agent
+                ):  # else it had ended just before, and only its news came late
                     seconds = ((record.leased or 0) - self.kill.at_ms) / 1000
                     self._say(
                         f"  task {handle.id[:8]} taken over by {record.agent}, {seconds:.1f} s after the kill"
@@ -222,7 +225,7 @@ class Demo:
         return handles, [handle.result(timeout_s=WAIT_S) for handle in handles]
 
     def _try_kill(self, fleet: Fleet, agents: list[Member], waiting: list[str]) -> Kill | None:
-        """Kill an agent that has work; None if none has just now. It is frozen first, so that what it has stays what it is."""
+        """Kill an agent that has work; None if none has now. It is frozen first: what it has stays what it is."""
         tasks = fleet.mesh.store.tasks
         busy = Counter(
             record.agent for record in tasks.records(waiting) if record and record.state is State.RUNNING
@@ -240,7 +243,8 @@ class Demo:
         victim.kill()
         more = f" and held {len(held) - running} more" if len(held) > running else ""
         self._say(
-            f"[bold red]{victim.name} killed[/] with SIGKILL (pid {victim.process.pid}) while it ran {running} tasks{more}"
+            f"[bold red]{victim.name} killed[/] with SIGKILL (pid {victim.process.pid}) while it ran "
+            f"{running} {'task' if running == 1 else 'tasks'}{more}"
         )
         return Kill(
             agent=victim.name,
@@ -291,7 +295,9 @@ def _pack(partials: list[dict[str, Any]], limit: int) -> list[list[dict[str, Any
         groups[-1].append(partial)
         room -= size
     if len(groups) > 1 and len(groups) == len(partials):
-        raise TaskFailed("The totals of this folder are too large for payloads: raise MESH_MAX_PAYLOAD_BYTES.")
+        raise TaskFailed(
+            "The totals of this folder are too large for payloads: raise MESH_MAX_PAYLOAD_BYTES."
+        )
     return groups
 
 

@@ -13,7 +13,11 @@ POOLS = ("prefork", "threads", "gevent", "solo")
 
 
 def worker_command(
-    *, pool: str | None = None, concurrency: int | None = None, log_level: str = "info", include: tuple[str, ...] = ()
+    *,
+    pool: str | None = None,
+    concurrency: int | None = None,
+    log_level: str = "info",
+    include: tuple[str, ...] = (),
 ) -> list[str]:
     """The command line of an agent; who it is comes from the environment."""
     command = [sys.executable, "-m", "celery", "-A", "mesh", "worker", "--loglevel", log_level]
@@ -36,7 +40,9 @@ def worker_command(
 @click.option("--pool", type=click.Choice(POOLS), help="How it runs tasks; Celery's prefork if not given.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="How many tasks it runs at once.")
 @click.option("--log-level", metavar="LEVEL", help="Least severe line that is logged [LOG_LEVEL].")
-@click.option("-I", "--include", multiple=True, metavar="MODULE", help="A module with task types; may be repeated.")
+@click.option(
+    "-I", "--include", multiple=True, metavar="MODULE", help="A module with task types; may be repeated."
+)
 @click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF CELERY WORKER]")
 @common
 def command(

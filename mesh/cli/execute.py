@@ -27,7 +27,9 @@ def read_payload(given: str | None, limit: int) -> Any:
             with open(given[1:], "rb") as file:
                 return _decode(_read(file, given[1:], limit), given[1:])
         except OSError as error:
-            raise Invalid(f"The payload file {given[1:]} cannot be read: {error.strerror or error}.") from error
+            raise Invalid(
+                f"The payload file {given[1:]} cannot be read: {error.strerror or error}."
+            ) from error
     return _decode(os.fsencode(given), "--payload")
 
 
@@ -53,18 +55,26 @@ def _decode(data: bytes, where: str) -> Any:
 
 
 @click.command("execute")
-@click.option("--task-type", required=True, metavar="NAME", help="What is to be done, for example data-processing.")
+@click.option(
+    "--task-type", required=True, metavar="NAME", help="What is to be done, for example data-processing."
+)
 @click.option("--payload", metavar="JSON|@FILE|-", help="Its argument: JSON, @file, or - for standard input.")
 @click.option("--task-id", metavar="ID", help="Makes it idempotent: the same id is the same task.")
 @click.option("--requires", metavar="A,B", default="", help="Capabilities that it needs beside its type's.")
 @click.option("--priority", type=click.IntRange(0, 9), default=4, show_default=True, help="9 is first.")
-@click.option("--countdown", type=click.FloatRange(min=0), metavar="S", help="Start it no sooner than in S seconds.")
-@click.option("--expires", type=click.FloatRange(min=0), metavar="S", help="Drop it unless started within S seconds.")
+@click.option(
+    "--countdown", type=click.FloatRange(min=0), metavar="S", help="Start it no sooner than in S seconds."
+)
+@click.option(
+    "--expires", type=click.FloatRange(min=0), metavar="S", help="Drop it unless started within S seconds."
+)
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S",
               help="Bounds one attempt, in seconds.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for its end, print its result; exit code 1 if it fails.")
 @click.option("--wait-timeout", type=click.FloatRange(min=0), metavar="S", help="... but S seconds at most.")
-@click.option("--reject-unsatisfiable", is_flag=True, help="Refuse it if no agent can take it now (else it waits).")
+@click.option(
+    "--reject-unsatisfiable", is_flag=True, help="Refuse it if no agent can take it now (else it waits)."
+)
 @output
 @common
 def command(

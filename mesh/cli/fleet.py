@@ -1,7 +1,7 @@
-"""A small mesh on this machine: a server if none is configured, a coordinator, agents, Flower; for `mesh demo` and `mesh up`.
+"""A small mesh on this machine, for `mesh demo` and `mesh up`: a server, a coordinator, agents and Flower.
 
-Every process is the leader of a process group of its own: Ctrl-C reaches this program only, which then stops them in order,
-and one signal kills an agent with its pool. On Linux they also end when this program is killed.
+Every process leads a process group of its own: Ctrl-C reaches this program only, which then stops them in order, and
+one signal kills an agent with its pool. On Linux they also end when this program is killed.
 """
 
 from __future__ import annotations
@@ -164,7 +164,14 @@ class Fleet:
     def start_coordinator(self) -> Member:
         """Start a coordinator on loopback; its port is found in the registry."""
         self.coordinator_id = f"coordinator-{os.getpid()}"
-        command = [sys.executable, "-c", "import mesh.cli; mesh.cli.main()", "coordinator", "--host", "127.0.0.1"]
+        command = [
+            sys.executable,
+            "-c",
+            "import mesh.cli; mesh.cli.main()",
+            "coordinator",
+            "--host",
+            "127.0.0.1",
+        ]
         return self.spawn("coordinator", command, COORDINATOR_ID=self.coordinator_id)
 
     def start_flower(self) -> Member:
@@ -177,7 +184,7 @@ class Fleet:
     # -- waiting
 
     def wait(self, member: Member, ready: Callable[[], bool]) -> None:
-        """Wait for a process to be ready. Raises `CoordinatorUnavailable` if it ends or takes too long, with its last words."""
+        """Wait for a process to be ready. Raises `CoordinatorUnavailable` with its last words if it never is."""
         deadline = time.monotonic() + START_S
         while not ready():
             code = member.process.poll()
@@ -229,7 +236,9 @@ class Fleet:
 
 
 def _answers(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback, whatever the proxy settings say
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({})
+    )  # loopback, whatever the proxy settings say
     try:
         with opener.open(url, timeout=2):
             return True

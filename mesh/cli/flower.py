@@ -17,7 +17,7 @@ def flower_command(*, address: str = "127.0.0.1", port: int = 5555) -> list[str]
 
 @click.command("flower")
 @click.option("--address", default="127.0.0.1", show_default=True,
-              help="Where it listens. Beyond loopback it needs authentication (Flower's --basic-auth and others).")  # fmt: skip
+              help="Where it listens; beyond loopback only with authentication (-- --basic-auth=...).")  # fmt: skip
 @click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Its port.")
 @click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF FLOWER]")
 @common

@@ -56,7 +56,8 @@ class Commands(click.Group):
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 task failed, 2 usage, 3 not found, 4 refused, 5 unavailable, 6 timed out, 7 conflict.",
+    epilog="Exit codes: 0 done, 1 task failed, 2 usage, 3 not found, 4 refused, 5 unavailable, 6 timed out, "
+    "7 conflict.",
 )
 @click.version_option(__version__, message="%(version)s")
 @common

@@ -28,7 +28,9 @@ def to_json(value: Any, *, compact: bool = False) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2)
 
 
-def show_rows(rows: Sequence[Mapping[str, Any]], output: str, columns: Sequence[str], *, key: str = "id") -> None:
+def show_rows(
+    rows: Sequence[Mapping[str, Any]], output: str, columns: Sequence[str], *, key: str = "id"
+) -> None:
     """Print a list. `columns`: what the table shows; JSON has everything; `name` prints `key`."""
     if output == "json":
         click.echo(to_json(rows))
@@ -55,7 +57,9 @@ def show_one(row: Mapping[str, Any], output: str, *, key: str = "id") -> None:
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Left-aligned columns (numbers right-aligned) under upper-case titles."""
     cells = [[_text(row.get(name)) for name in columns] for row in rows]
-    numeric = [bool(rows) and all(isinstance(row.get(name), (int, float)) for row in rows) for name in columns]
+    numeric = [
+        bool(rows) and all(isinstance(row.get(name), (int, float)) for row in rows) for name in columns
+    ]
     titles = [name.replace("_", " ").upper() for name in columns]
     widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
     lines = []

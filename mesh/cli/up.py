@@ -14,14 +14,19 @@ from mesh.cli.show import say
 
 @click.command("up")
 @click.option("--agents", type=click.IntRange(1, 50), default=3, show_default=True, help="How many agents.")
-@click.option("--concurrency", type=click.IntRange(1, 100), default=2, show_default=True, help="Tasks at once, each.")
-@click.option("-I", "--include", multiple=True, metavar="MODULE", help="A module with task types; may be repeated.")
+@click.option(
+    "--concurrency", type=click.IntRange(1, 100), default=2, show_default=True, help="Tasks at once, each."
+)
+@click.option(
+    "-I", "--include", multiple=True, metavar="MODULE", help="A module with task types; may be repeated."
+)
 @click.option("--flower/--no-flower", default=True, help="With the dashboard, or without.")
 @common
 def command(agents: int, concurrency: int, include: tuple[str, ...], flower: bool) -> None:
     """Start a coordinator, agents and Flower, and Redis unless REDIS_URL names one; stop them on Ctrl-C.
 
-    What other shells need to reach it is printed as lines that they can evaluate. A Redis started here is gone afterwards.
+    What other shells need to reach it is printed as a line that they can evaluate. A Redis started here, and what is
+    in it, is gone afterwards.
     """
     from mesh.cli.fleet import Fleet, stoppable
     from mesh.store.client import safe_url
@@ -39,7 +44,9 @@ def command(agents: int, concurrency: int, include: tuple[str, ...], flower: boo
         if dashboard is not None:
             say(f"Flower       {fleet.flower_url(dashboard)}")
         say(f"Redis        {safe_url(fleet.redis_url)}; logs in {fleet.directory}; Ctrl-C stops everything")
-        click.echo(f"export REDIS_URL={shlex.quote(fleet.redis_url)} MESH_NAMESPACE={shlex.quote(fleet.namespace)}")
+        click.echo(
+            f"export REDIS_URL={shlex.quote(fleet.redis_url)} MESH_NAMESPACE={shlex.quote(fleet.namespace)}"
+        )
         try:
             while True:
                 for member in [one for one in fleet.members if one.process.poll() is not None]:

@@ -54,11 +54,13 @@ class Loop(Protocol):
 class Reap:
     """Takes back tasks whose lease ended: their agent is lost. Agents do the same; whoever comes first."""
 
-    name, every_s = "reap", 2.0
+    name = "reap"
     page = 200
 
     def __init__(self, store: Store, complete_chords: Complete) -> None:
         self._store, self._complete = store, complete_chords
+        # Each run leaves the pulse that says that Redis was there: where no agent beats, it must come as often.
+        self.every_s = min(2.0, store.settings.lease_renew_ms / 1000)
 
     def run_once(self) -> Report:
         """One run."""
@@ -187,9 +189,7 @@ class Runner:
         """Start the threads."""
         jobs: list[tuple[str, Callable[[], None]]] = [("leadership", self._keep_lead)]
         jobs += [(loop.name, lambda loop=loop: self._repeat(loop)) for loop in self.loops]  # type: ignore[misc]
-        self._threads = [
-            threading.Thread(target=job, daemon=True, name=f"mesh-{name}") for name, job in jobs
-        ]
+        self._threads = [threading.Thread(target=job, daemon=True, name=f"mesh-{name}") for name, job in jobs]
         for thread in self._threads:
             thread.start()
 

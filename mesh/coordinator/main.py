@@ -32,14 +32,15 @@ def bind(host: str, port: int, *, asked: bool) -> socket.socket:
     Raises `Conflict` for one that was asked for and is taken, `Invalid` for an address that is not this host's.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise Invalid(f"Address {host!r} is not known: {error.strerror or error}.") from error
+    family, _, _, _, address = found[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
-        listener.listen(1024)  # here, not later: two that both have bound would both think that the port is theirs
+        listener.listen(1024)  # here: until one listens, two may have bound the same port
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE and not asked:
@@ -112,7 +113,9 @@ def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None)
         former = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             coordinator.start()
-            logger.info("coordinator %s of namespace %s on port %d", coordinator.id, settings.namespace, number)
+            logger.info(
+                "coordinator %s of namespace %s on port %d", coordinator.id, settings.namespace, number
+            )
             server.run(sockets=[listener])
         finally:
             coordinator.stop()

@@ -29,7 +29,7 @@ class Coordinator:
         self.settings = settings
         self.store = Store(settings)
         self.coordinators = Coordinators(self.store.client, self.store.keys)
-        # The random part keeps two on one host apart, and a restarted one from waiting for its former life's key to end.
+        # The random part keeps two on one host apart, and spares a restarted one waiting for its former key to end.
         host = socket.gethostname().partition(".")[0]
         self.id = settings.coordinator_id or f"{host}-{secrets.token_hex(3)}"
         self.life = secrets.token_hex(8)
@@ -79,8 +79,8 @@ class Coordinator:
             first = first or now
             if now != first or time.monotonic() > until:
                 raise Conflict(
-                    f"Coordinator id {self.id!r} is already running (pid {other.get('pid')} on {other.get('address')}): "
-                    "give this one another with --id or COORDINATOR_ID."
+                    f"Coordinator id {self.id!r} is already running (pid {other.get('pid')} on "
+                    f"{other.get('address')}): give this one another with --id or COORDINATOR_ID."
                 )
             time.sleep(_POLL_S)
 

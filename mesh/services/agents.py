@@ -102,7 +102,9 @@ def unmet(store: Store, requirement: str) -> str | None:
     """A sentence that says why no agent can take a task of this requirement now; None if one can."""
     if capable(store, requirement):
         return None
-    offered = {name for agent in discover(store) if agent.status != Health.OFFLINE for name in agent.capabilities}
+    offered = {
+        name for agent in discover(store) if agent.status != Health.OFFLINE for name in agent.capabilities
+    }
     needed = capabilities_of(requirement)
     missing = sorted(needed - offered)
     if missing:

@@ -9,7 +9,7 @@ _PAGE = 1000
 
 
 def drop(store: Store) -> int:
-    """Remove all that a namespace has in Redis, tasks and results included; how many keys. For namespaces made for one use."""
+    """Remove all that a namespace has in Redis, tasks and results too; how many keys. For those made for one use."""
     cursor, removed = b"0", 0
     while True:
         cursor, keys = store.client.execute("SCAN", cursor, "MATCH", f"{store.keys.prefix}*", "COUNT", _PAGE)

@@ -12,11 +12,20 @@ from typing import Any
 
 import msgspec
 
-from mesh.bus import messages
+from mesh.bus import documents, messages
 from mesh.core.names import check_name
 from mesh.core.requirements import canonical
 from mesh.core.states import TERMINAL, State
-from mesh.errors import Cancelled, Conflict, DeadLettered, Invalid, NotFound, TaskFailed, TimedOut, Unsatisfiable
+from mesh.errors import (
+    Cancelled,
+    Conflict,
+    DeadLettered,
+    Invalid,
+    NotFound,
+    TaskFailed,
+    TimedOut,
+    Unsatisfiable,
+)
 from mesh.store.store import Store
 from mesh.store.tasks import Record
 
@@ -127,7 +136,12 @@ def _words(shape: _Shape, payload: Any, task_id: str | None, limit: int) -> tupl
 
 def check_task_id(task_id: str) -> str:
     """An id that a caller chose. Raises `Invalid`."""
-    if not isinstance(task_id, str) or not 0 < len(task_id) <= 200 or not task_id.isprintable() or " " in task_id:
+    if (
+        not isinstance(task_id, str)
+        or not 0 < len(task_id) <= 200
+        or not task_id.isprintable()
+        or " " in task_id
+    ):
         raise Invalid(f"Task id {task_id!r} is not 1 to 200 printable characters without spaces.")
     return task_id
 
@@ -199,14 +213,8 @@ def cancel(store: Store, task_id: str, reason: str = "cancelled") -> bool:
 
 
 def decode_document(document: bytes) -> dict[str, Any]:
-    """Celery's result document; values of Kombu's own JSON types (dates, decimals, bytes) as Python objects."""
-    if b'"__type__"' in document:
-        from kombu.utils.json import loads
-
-        meta: dict[str, Any] = loads(document.decode())
-        return meta
-    decoded: dict[str, Any] = msgspec.json.decode(document)
-    return decoded
+    """The fields of a result document."""
+    return documents.decode(document)
 
 
 _FAILURES: dict[State, type[TaskFailed]] = {
@@ -218,9 +226,9 @@ _FAILURES: dict[State, type[TaskFailed]] = {
 
 
 def outcome(store: Store, task_id: str, document: bytes | None = None) -> tuple[bool, Any]:
-    """(whether the task has ended, its result). A task that ended otherwise than well raises `TaskFailed` or a kind of it.
+    """(whether the task has ended, its result). `document`: its result document if the caller has been sent it.
 
-    `document`: the result document if the caller has been sent it. Raises `NotFound`.
+    A task that ended otherwise than well raises `TaskFailed` or a kind of it. Raises `NotFound`.
     """
     if document is not None:
         meta = decode_document(document)
@@ -238,14 +246,19 @@ def outcome(store: Store, task_id: str, document: bytes | None = None) -> tuple[
 
 
 def _failure(task_id: str, state: State, meta: dict[str, Any]) -> TaskFailed:
-    error = meta.get("result") if isinstance(meta.get("result"), dict) else {}
+    result = meta.get("result")
+    error: dict[str, Any] = result if isinstance(result, dict) else {}
     words = error.get("exc_message") or []
     said = ", ".join(str(word) for word in words) if isinstance(words, list) else str(words)
-    what = f"{error.get('exc_type', 'no details')}: {said}" if said else str(error.get("exc_type", "no details"))
+    what = (
+        f"{error.get('exc_type', 'no details')}: {said}" if said else str(error.get("exc_type", "no details"))
+    )
     kind = _FAILURES.get(state, TaskFailed)
     details = {
         "type": error.get("exc_type"),
         "message": said,
         "traceback": meta.get("traceback"),
     }
-    return kind(f"Task {task_id} {state.replace('_', ' ')}: {what}", task_id=task_id, state=str(state), error=details)
+    return kind(
+        f"Task {task_id} {state.replace('_', ' ')}: {what}", task_id=task_id, state=str(state), error=details
+    )

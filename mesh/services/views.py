@@ -47,7 +47,7 @@ def task(record: Record) -> dict[str, Any]:
 def namespace(store: Store) -> dict[str, Any]:
     """Agents by health, tasks by queue and state, coordinators and who leads them.
 
-    `queues`: queue -> state -> tasks, now in it for live states, ever ended in it for the others; `states`: all names, in order.
+    `queues`: queue -> state -> tasks, now in it for live states, ever ended in it for the others; `states`: all names.
     """
     health = Counter(str(agent.status) for agent in discover(store))
     coordinators = Coordinators(store.client, store.keys)

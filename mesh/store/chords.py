@@ -40,7 +40,7 @@ ALL = (chord_arm, chord_part, chord_take, chord_done)
 
 @dataclass(frozen=True, kw_only=True)
 class DueChord:
-    """A chord whose header is complete: its body, by whom or when (ms) it was armed, result documents in the header's order."""
+    """A chord whose header is complete: its body, who (or when, ms) armed it, results in the order of the header."""
 
     body: bytes
     armed: str
@@ -57,7 +57,7 @@ class Chords:
     def arm(self, group_id: str, *, body: bytes = b"", size: int = -1, token: str = "") -> bool:
         """Tell a chord its body or its size; True if it is due by it.
 
-        `token`: the parent and run (`parent:run`) that publishes it, '' from outside of a task; see `lua/chord_arm.lua`.
+        `token`: the parent and run (`parent:run`) that publishes it, '' outside of a task; see `lua/chord_arm.lua`.
         """
         return bool(self.bound["chord_arm"](self._keep_ms, group_id, body, size, token))
 

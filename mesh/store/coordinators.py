@@ -1,6 +1,6 @@
 """The coordinators of the mesh, and who of them leads a namespace.
 
-A coordinator is one mesh-wide key with a short TTL that it writes anew every second or so: what is not there is not running.
+A coordinator is one mesh-wide key with a short TTL that it writes anew every second: who is not there does not run.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One key (`family` False) or one key an item (`family` True: the text ends with a colon and the item's id follows)."""
+    """One key (`family` False) or one key an item (`family` True: its text ends with a colon, an id follows)."""
 
     name: str
     text: str
@@ -44,17 +44,17 @@ TABLE: tuple[Row, ...] = (
     _row("recent", "zset", PERMANENT, "ids of the newest tasks by submission, ms; capped"),
     _row("dead", "zset", PERMANENT, "ids of dead letters by time, ms"),
     _row("chords_due", "zset", PERMANENT, "chords whose header is complete and whose body is to be published"),
-    _row("counters", "hash", PERMANENT, "`<queue>|<state>` -> tasks: now in a live state, ever ended in a terminal one"),
+    _row("counters", "hash", PERMANENT, "`<queue>|<state>` -> tasks: now in a live state, ever ended in an end state"),
     _row("sequence", "string", PERMANENT, "arrival number of the last task"),
     _row("requirements", "hash", PERMANENT, "requirement of several capabilities -> ms of its registration"),
-    _row("requirements_version", "string", PERMANENT, "changes with `requirements`; agents see it in each beat's answer"),
+    _row("requirements_version", "string", PERMANENT, "changes with `requirements`; told in each beat's answer"),
     _row("agents", "zset", PERMANENT, "agent ids by last beat, ms"),
     _row("pulse", "string", PERMANENT, "ms of the last beat or tick of anybody"),
     _row("grace", "string", "one lease", "ms before which nothing is reaped: Redis slept or was down"),
     _row("leader", "hash", PERMANENT, "who runs the loops: id, term (it only ever rises) and until when, ms"),
     _row("task", "hash", RETENTION, "the record of a task; without TTL while it is live", family=True),
     _row("message", "string", RETENTION, "its message: what differs from a template", family=True),
-    _row("result", "string", RETENTION, "its result as Celery's result document; also the channel of its end", family=True),
+    _row("result", "string", RETENTION, "Celery's document of its result; also the channel of its end", family=True),
     _row("queue", "zset", PERMANENT, "ids of queued tasks; score = (9 - priority) * 2^49 + arrival", family=True),
     _row("bell", "list", PERMANENT, "at most one token: the queue has work", family=True),
     _row("agent", "hash", "1 day after the last beat", "registration of an agent", family=True),
@@ -63,7 +63,7 @@ TABLE: tuple[Row, ...] = (
     _row("chord", "hash", RETENTION, "a chord: its body, the size of its header", family=True),
     _row("parts", "hash", RETENTION, "result documents of a chord's header by index", family=True),
     _row("group", "string", RETENTION, "a saved GroupResult of Celery", family=True),
-    _row("kombu", "list, set", "1 h; bindings permanent", "what Kombu's own transport keeps: fanout, replies", family=True),
+    _row("kombu", "list, set", "1 h; bindings permanent", "what Kombu's own transport keeps", family=True),
 )
 BY_NAME = {row.name: row for row in TABLE}
 

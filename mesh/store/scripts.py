@@ -100,7 +100,8 @@ class Bound:
         self.script = script
         self._client = client
         names = [keys[name] for name in script.keys]
-        head: list[str | int] = ["EVALSHA", script.sha, len(names), *names, *([keys.prefix] if script.takes_prefix else [])]
+        prefix = [keys.prefix] if script.takes_prefix else []
+        head: list[str | int] = ["EVALSHA", script.sha, len(names), *names, *prefix]
         self._words = len(head)
         self._head = pack(head).partition(b"\r\n")[2]
 

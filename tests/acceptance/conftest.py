@@ -11,7 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ from tests.waiting import wait_until
 
 MESH = [str(Path(sys.executable).with_name("mesh"))]
 CELERY = [sys.executable, "-m", "celery", "-A", "mesh"]
-START_S = 40
-STOP_S = 20
+START_S = 60
+STOP_S = 30
 
-#: A module of task types as a user writes it, under the commonest file name. `gate` blocks until somebody writes to its FIFO.
-USER_TASKS = '''
+#: Task types as a user writes them, under the commonest file name. `gate` blocks until somebody writes to its FIFO.
+USER_TASKS = """
 import os
 from mesh import task
 
@@ -39,7 +39,7 @@ def gate(payload):
         started.write(os.environ["AGENT_ID"] + "\\n")
     with open(payload["fifo"]) as fifo:
         return fifo.read()
-'''
+"""
 
 
 @dataclass(kw_only=True)
@@ -57,10 +57,8 @@ class Running:
 
     def kill(self) -> None:
         """SIGKILL to the whole group."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def wait(self, timeout_s: float = STOP_S) -> int:
@@ -117,14 +115,21 @@ class Place:
             [*command, *words], input=stdin, capture_output=True, cwd=self.folder, timeout=timeout_s, check=False,
             env=self.environment(environ),
         )  # fmt: skip
-        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        )
 
     def call(
         self, *words: str, stdin: bytes = b"", **environ: str | None
     ) -> subprocess.CompletedProcess[str]:
         """What `run` does, in this process: everything but the console script and the start of an interpreter."""
         out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            redirect_stdout(out),
+            redirect_stderr(err),
+            warnings.catch_warnings(),
+        ):
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
             patch.chdir(self.folder)
             with only_environment(self.environment(environ)):
@@ -151,12 +156,18 @@ class Place:
 
         wait_until(check, START_S, what)
 
-    def agent(self, agent_id: str, *words: str, command: list[str] | None = None, **environ: str | None) -> Running:
+    def agent(
+        self, agent_id: str, *words: str, command: list[str] | None = None, **environ: str | None
+    ) -> Running:
         """Start an agent (solo pool, unless `words` say otherwise), and wait until it has joined."""
         if "--pool" not in words and command is None:
             words = (*words, "--pool", "solo")
-        process = self.start(*(command or [*MESH, "deploy"]), "--agent-id", agent_id, *words, command=[], **environ)
-        self.wait_for(process, lambda: self.pid_of(agent_id) == process.process.pid, f"agent {agent_id} to join")
+        process = self.start(
+            *(command or [*MESH, "deploy"]), "--agent-id", agent_id, *words, command=[], **environ
+        )
+        self.wait_for(
+            process, lambda: self.pid_of(agent_id) == process.process.pid, f"agent {agent_id} to join"
+        )
         return process
 
     def pid_of(self, agent_id: str) -> int:
@@ -203,13 +214,25 @@ def only_environment(environ: dict[str, str]) -> Iterator[None]:
 @contextmanager
 def make_place(redis_url: str, namespace: str, folder: Path) -> Iterator[Place]:
     (folder / "tasks.py").write_text(USER_TASKS)
-    environ = {**os.environ, "REDIS_URL": redis_url, "MESH_NAMESPACE": namespace, "MESH_DATA_DIRS": str(folder)}
+    environ = {
+        **os.environ,
+        "REDIS_URL": redis_url,
+        "MESH_NAMESPACE": namespace,
+        "MESH_DATA_DIRS": str(folder),
+    }
     mesh = Mesh(redis_url=redis_url, namespace=namespace)
     place = Place(redis_url=redis_url, namespace=namespace, folder=folder, environ=environ, mesh=mesh)
     try:
         yield place
     finally:
         place.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
+            # Starting an interpreter with Celery takes seconds on a busy machine.
+            item.add_marker(pytest.mark.timeout(120))
 
 
 @pytest.fixture

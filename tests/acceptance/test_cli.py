@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -14,33 +15,70 @@ from tests.acceptance.conftest import Place
 EXECUTE = ("execute", "--task-type", "data-processing")
 MEGABYTE = 1_000_000
 
-#: name -> (arguments, standard input, environment, exit code, what the sentence says)
-ERRORS: dict[str, tuple[tuple[str, ...], bytes, dict[str, str], int, str]] = {
-    "payload is no JSON": (
-        (*EXECUTE, "--payload", '{"data":'), b"", {}, 2, r"The payload in --payload is not JSON: .* line 1, column 9\."),
-    "payload on standard input is no JSON": ((*EXECUTE, "--payload", "-"), b"{", {}, 2, "standard input is not JSON"),
-    "payload is no text": ((*EXECUTE, "--payload", "-"), b"\xff\xfe\xfa", {}, 2, "standard input is not JSON"),
-    "payload is nested too deeply": ((*EXECUTE, "--payload", "-"), b"[" * 200_000, {}, 2, "standard input is not JSON"),
-    "no payload file": ((*EXECUTE, "--payload", "@no-such.json"), b"", {}, 2, "no-such.json cannot be read: No such file"),
-    "payload of 50 MB": (
-        (*EXECUTE, "--payload", "-"), b'"' + b"x" * 50 * MEGABYTE + b'"', {}, 2, r"larger than the 1,048,576 bytes allowed"),
-    "payload of 2 MB": (
-        (*EXECUTE, "--payload", "-"), b'"' + b"x" * 2 * MEGABYTE + b'"', {}, 2, r"has 2,000,\d+ bytes, more than the 1,048,576"),
-    "nobody offers it": (
-        ("execute", "--task-type", "ocr", "--reject-unsatisfiable"), b"", {}, 7, r"No agent offers ocr \(no agent is there\)\."),
-    "bad task type": (("execute", "--task-type", "a b"), b"", {}, 2, "task type"),
-    "bad requirement": ((*EXECUTE, "--requires", "a,b+c"), b"", {}, 2, "capability"),
-    "bad task id": ((*EXECUTE, "--task-id", "a b"), b"", {}, 2, "Task id 'a b' is not"),
-    "no task type": (("execute",), b"", {}, 2, "Missing option '--task-type'. See `mesh execute --help`."),
-    "bad priority": ((*EXECUTE, "--priority", "10"), b"", {}, 2, "10 is not in the range 0<=x<=9"),
-    "bad namespace": (("status", "-n", "Not A Name"), b"", {}, 2, "namespace"),
-    "bad setting": (("status",), b"", {"MESH_LEASE_MS": "soon"}, 2, "MESH_LEASE_MS"),
-    "bad capability of an agent": (("deploy", "--capabilities", "a b"), b"", {}, 2, "capability"),
-    "bad port of an agent": (("deploy", "--port", "99999"), b"", {}, 2, "99999 is not in the range"),
-    "unknown command": (("exec",), b"", {}, 2, "No such command 'exec'"),
-    "unknown task": (("status", "no-such-task"), b"", {}, 3, "There is no task 'no-such-task' in namespace"),
-    "not a Redis URL": (("status",), b"", {"REDIS_URL": "http://localhost"}, 2, "REDIS_URL"),
-}  # fmt: skip
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A command that fails with an exit code and a sentence."""
+
+    words: tuple[str, ...]
+    code: int
+    sentence: str
+    stdin: bytes = b""
+    environ: dict[str, str] = field(default_factory=dict)
+
+
+def case(*words: str, code: int, says: str, stdin: bytes = b"", **environ: str) -> Case:
+    return Case(words=words, code=code, sentence=says, stdin=stdin, environ=environ)
+
+
+READ = (*EXECUTE, "--payload", "-")
+NOT_JSON = "The payload in standard input is not JSON: "
+ERRORS = {
+    "payload is no JSON": case(
+        *EXECUTE, "--payload", '{"data":', code=2, says=r"in --payload is not JSON: .* line 1, column 9\."
+    ),
+    "payload on standard input is no JSON": case(*READ, stdin=b"{", code=2, says=NOT_JSON),
+    "payload is no text": case(*READ, stdin=b"\xff\xfe\xfa", code=2, says=NOT_JSON),
+    "payload is nested too deeply": case(*READ, stdin=b"[" * 200_000, code=2, says=NOT_JSON),
+    "no payload file": case(
+        *EXECUTE, "--payload", "@no.json", code=2, says=r"no\.json cannot be read: No such file"
+    ),
+    "payload of 50 MB": case(
+        *READ,
+        stdin=b'"' + b"x" * 50 * MEGABYTE + b'"',
+        code=2,
+        says="larger than the 1,048,576 bytes allowed",
+    ),
+    "payload of 2 MB": case(
+        *READ,
+        stdin=b'"' + b"x" * 2 * MEGABYTE + b'"',
+        code=2,
+        says=r"has 2,000,\d+ bytes, more than the 1,048,576",
+    ),
+    "nobody offers it": case(
+        *("execute", "--task-type", "ocr", "--reject-unsatisfiable"),
+        code=7,
+        says=r"No agent offers ocr \(no agent is",
+    ),
+    "bad task type": case("execute", "--task-type", "a b", code=2, says="task type"),
+    "bad requirement": case(*EXECUTE, "--requires", "a,b+c", code=2, says="capability"),
+    "bad task id": case(*EXECUTE, "--task-id", "a b", code=2, says="Task id 'a b' is not"),
+    "no task type": case("execute", code=2, says="Missing option '--task-type'. See `mesh execute --help`."),
+    "bad priority": case(*EXECUTE, "--priority", "10", code=2, says="10 is not in the range 0<=x<=9"),
+    "bad namespace": case("status", "-n", "Not A Name", code=2, says="namespace"),
+    "bad setting": case("status", MESH_LEASE_MS="soon", code=2, says="MESH_LEASE_MS"),
+    "bad capability of an agent": case("deploy", "--capabilities", "a b", code=2, says="capability"),
+    "bad labels of an agent": case("deploy", "--labels", "ssd", code=2, says="AGENT_LABELS"),
+    "bad port of an agent": case("deploy", "--port", "99999", code=2, says="99999 is not in the range"),
+    "unknown command": case("exec", code=2, says="No such command 'exec'"),
+    "unknown task": case(
+        "status", "no-such-task", code=3, says="There is no task 'no-such-task' in namespace"
+    ),
+    "not a Redis URL": case("status", REDIS_URL="http://localhost", code=2, says="REDIS_URL"),
+    "an address of somebody else": case(
+        "coordinator", "--host", "192.0.2.1", code=2, says=r"192\.0\.2\.1:3000 cannot"
+    ),
+}
 
 
 def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
@@ -58,14 +96,16 @@ def test_the_console_script_ends_with_the_exit_code(place: Place) -> None:
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_an_error_is_one_sentence_and_leaves_nothing(place: Place, name: str) -> None:
-    words, stdin, environ, code, sentence = ERRORS[name]
-    done = place.call(*words, stdin=stdin, **environ)
-    assert re.search(sentence, one_sentence(done))
-    assert (done.returncode, done.stdout, place.keys()) == (code, "", [])
+    case = ERRORS[name]
+    done = place.call(*case.words, stdin=case.stdin, **case.environ)
+    assert re.search(case.sentence, one_sentence(done))
+    assert (done.returncode, done.stdout, place.keys()) == (case.code, "", [])
     assert len(done.stderr.splitlines()) <= 2  # a warning may come before it
 
 
-@pytest.mark.parametrize("words", [("status",), ("discover",), EXECUTE, ("coordinator",), ("deploy",), ("demo",)])
+@pytest.mark.parametrize(
+    "words", [("status",), ("discover",), EXECUTE, ("coordinator",), ("deploy",), ("demo",)]
+)
 def test_redis_is_down(place: Place, closed_port: int, words: tuple[str, ...]) -> None:
     run = place.run if words[0] in ("status", "deploy") else place.call
     done = run(*words, REDIS_URL=f"redis://user:secret@127.0.0.1:{closed_port}/0")
@@ -85,7 +125,9 @@ def test_a_submission_that_nobody_can_take_is_accepted_with_a_warning(place: Pla
     done = place.run(*EXECUTE, "--requires", "gpu", "--payload", '{"data": 1}', "-o", "json")
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
-    assert re.fullmatch(r"Warning: No agent offers data-processing and gpu .*: the task waits until one does\.", line)
+    assert re.fullmatch(
+        r"Warning: No agent offers data-processing and gpu .*: the task waits until one does\.", line
+    )
     task = json.loads(done.stdout)
     shown = json.loads(place.call("status", task["id"], "-o", "json").stdout)
     assert (task["state"], shown["state"], shown["queue"]) == ("queued", "queued", "data-processing+gpu")
@@ -136,6 +178,8 @@ def test_help_costs_nothing() -> None:
         "assert not heavy, heavy\n"
     )
     for words in (["--help"], ["execute", "--help"], ["deploy", "-h"], ["--version"]):
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 import urllib.error
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mesh.client import Mesh
 from mesh.store.coordinators import Coordinators
 from mesh.store.embedded import start_server
 from tests.acceptance.conftest import Place, Running, make_place
@@ -22,7 +24,9 @@ FAILOVER_S = 4.0
 def start(place: Place, coordinator_id: str, *words: str, **environ: str | None) -> tuple[Running, str]:
     """A coordinator that runs, and its URL."""
     process = place.start("coordinator", "--id", coordinator_id, "--host", "127.0.0.1", *words, **environ)
-    place.wait_for(process, lambda: pid_of(place, coordinator_id) == process.process.pid, f"{coordinator_id} to run")
+    place.wait_for(
+        process, lambda: pid_of(place, coordinator_id) == process.process.pid, f"{coordinator_id} to run"
+    )
     port = (registry(place).get(coordinator_id) or {})["port"]
     return process, f"http://127.0.0.1:{port}"
 
@@ -72,9 +76,10 @@ def test_the_loops_promote_expire_and_take_back(place: Place) -> None:
     later = submit("data-processing", 1, countdown_s=1, unsatisfiable="accept")
     stale = submit("stale", 1, expires_s=0.5, unsatisfiable="accept")
     lost = submit("lost", 1, unsatisfiable="accept")
-    (held,) = mesh.store.tasks.fetch(
-        holder="nobody#1", isolated=False, nonce="n", limit=1, idle=True, queues=["lost"]
-    )
+    with Mesh(settings=dataclasses.replace(mesh.settings, lease_ms=1000, lease_renew_ms=400)) as agent:
+        (held,) = agent.store.tasks.fetch(
+            holder="nobody#1", isolated=False, nonce="n", limit=1, idle=True, queues=["lost"]
+        )
     assert held.id == lost.id and lost.status() == "leased"
     wait_until(lambda: later.status() == "queued", 10, "the countdown to end")
     wait_until(lambda: stale.status() == "expired", 10, "the expiry")

@@ -82,7 +82,9 @@ class Agent:
         tree = list_process_tree(self.process.pid)
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        wait_until(lambda: not any(map(is_alive, tree)), description=f"the children of {self.agent_id} to end")
+        wait_until(
+            lambda: not any(map(is_alive, tree)), description=f"the children of {self.agent_id} to end"
+        )
 
     def ask_to_stop(self) -> None:
         if self.process.poll() is None and not self._asked:

@@ -50,7 +50,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("calm_only"):
         runs = ["calm"]
     combinations = [(pool, run) for pool in CONCURRENCY for run in runs]
-    metafunc.parametrize("cluster", combinations, ids=map("-".join, combinations), indirect=True, scope="session")
+    metafunc.parametrize(
+        "cluster", combinations, ids=map("-".join, combinations), indirect=True, scope="session"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

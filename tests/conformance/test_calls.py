@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from celery import chain, group, signature
@@ -49,7 +49,7 @@ def test_countdown(cluster: Cluster) -> None:
     assert_started_after(cluster, key, due_s)
 
 
-@pytest.mark.parametrize("zone", [timezone.utc, timezone(timedelta(hours=5, minutes=30))], ids=["utc", "east"])
+@pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=5, minutes=30))], ids=["utc", "east"])
 def test_eta(cluster: Cluster, zone: timezone) -> None:
     key, due_s = cluster.new_key(), time.time() + DELAY_S
     result = note.apply_async(("later", key), eta=datetime.fromtimestamp(due_s, zone))
@@ -58,7 +58,7 @@ def test_eta(cluster: Cluster, zone: timezone) -> None:
 
 
 def test_eta_in_the_past(cluster: Cluster) -> None:
-    past = datetime.now(timezone.utc) - timedelta(hours=1)
+    past = datetime.now(UTC) - timedelta(hours=1)
     assert cluster.get(add.apply_async((1, 2), eta=past)) == 3
 
 
@@ -88,7 +88,7 @@ def test_expired_task_never_runs(cluster: Cluster) -> None:
 
 def test_task_with_time_left_runs(cluster: Cluster) -> None:
     assert cluster.get(add.apply_async((1, 2), expires=120)) == 3
-    assert cluster.get(add.apply_async((1, 2), expires=datetime.now(timezone.utc) + timedelta(minutes=2))) == 3
+    assert cluster.get(add.apply_async((1, 2), expires=datetime.now(UTC) + timedelta(minutes=2))) == 3
 
 
 @pytest.mark.calm_only(reason="gives each agent a further queue by remote control")
@@ -119,7 +119,9 @@ def test_priorities(cluster: Cluster) -> None:
         for result in results:
             cluster.get(result)
     sign = 1 if STOCK else -1
-    expected = sorted(([rank, place] for place, rank in enumerate(order)), key=lambda it: (sign * it[0], it[1]))
+    expected = sorted(
+        ([rank, place] for place, rank in enumerate(order)), key=lambda it: (sign * it[0], it[1])
+    )
     assert [entry["value"] for entry in read_notes(key)] == expected
 
 
@@ -163,7 +165,9 @@ def test_acknowledgement(cluster: Cluster, task: object) -> None:
         assert len(read_notes(key)) == 1
 
 
-@pytest.mark.mesh_only(reason="Celery's Redis transport gives a killed worker's task back after an hour, or never")
+@pytest.mark.mesh_only(
+    reason="Celery's Redis transport gives a killed worker's task back after an hour, or never"
+)
 @pytest.mark.calm_only(reason="kills one given agent")
 @pytest.mark.parametrize("task", ["gated_early", "gated_late"], ids=["early", "late"])
 def test_task_of_a_dead_agent_runs_elsewhere(cluster: Cluster, task: str) -> None:

@@ -247,12 +247,12 @@ def test_chord_callback(cluster: Cluster) -> None:
 
 
 def test_chunks(cluster: Cluster) -> None:
-    result = add.chunks(zip(range(10), range(10)), 4).apply_async()
+    result = add.chunks([(i, i) for i in range(10)], 4).apply_async()
     assert cluster.get(result) == [[0, 2, 4, 6], [8, 10, 12, 14], [16, 18]]
 
 
 def test_chunks_as_group(cluster: Cluster) -> None:
-    result = add.chunks(zip(range(6), range(6)), 2).group().apply_async()
+    result = add.chunks([(i, i) for i in range(6)], 2).group().apply_async()
     assert cluster.get(result) == [[0, 2], [4, 6], [8, 10]]
 
 

@@ -29,7 +29,12 @@ def ask(cluster: Cluster, command: str, *, nodes: set[str] | None = None, **argu
     """The answers of all agents (or of `nodes`) to a remote control command, by node name."""
     wanted = nodes or nodenames(cluster)
     replies = cluster.app.control.broadcast(
-        command, arguments=arguments, destination=sorted(wanted), reply=True, timeout=REPLY_S, limit=len(wanted)
+        command,
+        arguments=arguments,
+        destination=sorted(wanted),
+        reply=True,
+        timeout=REPLY_S,
+        limit=len(wanted),
     )
     answers = {name: answer for reply in replies for name, answer in reply.items()}
     assert set(answers) == wanted
@@ -162,7 +167,9 @@ def test_unknown_command(cluster: Cluster) -> None:
     assert set(ask(cluster, "ping")) == nodenames(cluster)
 
 
-@pytest.mark.mesh_only(reason="over Celery's Redis transport a gevent worker often hangs in it", pools=["gevent"])
+@pytest.mark.mesh_only(
+    reason="over Celery's Redis transport a gevent worker often hangs in it", pools=["gevent"]
+)
 def test_shutdown(cluster: Cluster) -> None:
     with cluster.extra_agent(queues=f"own-{cluster.new_key()}") as agent:
         cluster.app.control.shutdown(destination=[agent.nodename])
@@ -268,10 +275,14 @@ def test_events_of_a_revoked_task(cluster: Cluster) -> None:
     with listening(cluster) as listener:
         revoked = note.apply_async(("never", cluster.new_key()), countdown=1)
         revoked.revoke()
-        cluster.wait_until(lambda: "task-revoked" in listener.types(revoked.id), "the event of a revoked task")
+        cluster.wait_until(
+            lambda: "task-revoked" in listener.types(revoked.id), "the event of a revoked task"
+        )
 
 
-@pytest.mark.pools("prefork", "gevent", reason="Celery's threads and solo pools cannot terminate a running task")
+@pytest.mark.pools(
+    "prefork", "gevent", reason="Celery's threads and solo pools cannot terminate a running task"
+)
 def test_events_of_a_terminated_task(cluster: Cluster) -> None:
     with listening(cluster) as listener:
         key = cluster.new_key()

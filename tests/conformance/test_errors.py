@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from celery.exceptions import (
     MaxRetriesExceededError,
@@ -31,7 +33,9 @@ from tests.conformance.tasks import (
 )
 
 NO_SOFT_LIMIT = "Celery sends the soft limit as a signal to a pool process; only prefork has one"
-NO_HARD_LIMIT = "Celery's threads and solo pools ignore time limits: nothing can stop their tasks from outside"
+NO_HARD_LIMIT = (
+    "Celery's threads and solo pools ignore time limits: nothing can stop their tasks from outside"
+)
 NO_TERMINATE = "Celery's threads and solo pools cannot terminate a running task"
 NO_CHILD = "only prefork has a pool process to lose; on the others the task would end its agent"
 
@@ -203,7 +207,9 @@ def test_revoke_of_a_queued_task(cluster: Cluster) -> None:
     assert read_notes(key) == []
 
 
-@pytest.mark.calm_only(reason="a killed agent's running task would come back to agents that know it as revoked")
+@pytest.mark.calm_only(
+    reason="a killed agent's running task would come back to agents that know it as revoked"
+)
 def test_revoke_of_a_running_task_lets_it_finish(cluster: Cluster) -> None:
     key = cluster.new_key()
     result = gated.delay(key, "done")
@@ -250,10 +256,8 @@ def test_wrong_arguments(cluster: Cluster) -> None:
 def test_pickle_is_refused(cluster: Cluster) -> None:
     """Whoever notices first, the caller or the agent: the task does not run, and the agents go on."""
     key = cluster.new_key()
-    try:
+    with suppress(ContentDisallowed, EncodeError, SerializationError, ValueError):
         note.apply_async(("from a pickle", key), serializer="pickle")
-    except (ContentDisallowed, EncodeError, SerializationError, ValueError):
-        pass
     cluster.settle()
     assert read_notes(key) == []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -158,7 +158,7 @@ def test_json_values(cluster: Cluster, value: object) -> None:
 
 
 def test_python_types_that_celery_knows(cluster: Cluster) -> None:
-    values = [datetime(2024, 2, 29, 12, tzinfo=timezone.utc), date(2024, 2, 29), Decimal("0.10"), uuid.uuid4()]
+    values = [datetime(2024, 2, 29, 12, tzinfo=UTC), date(2024, 2, 29), Decimal("0.10"), uuid.uuid4()]
     assert cluster.get(tasks.types_of.delay(*values)) == ["datetime", "date", "Decimal", "UUID"]
     assert cluster.get(tasks.echo.delay(values)) == values
 
@@ -202,9 +202,9 @@ def test_burst(cluster: Cluster) -> None:
 
 
 def test_date_done(cluster: Cluster) -> None:
-    before = datetime.now(timezone.utc) - timedelta(seconds=1)
+    before = datetime.now(UTC) - timedelta(seconds=1)
     result = tasks.add.delay(1, 1)
     cluster.get(result)
     done = result.date_done
-    done = done if done.tzinfo else done.replace(tzinfo=timezone.utc)
-    assert before <= done <= datetime.now(timezone.utc) + timedelta(seconds=1)
+    done = done if done.tzinfo else done.replace(tzinfo=UTC)
+    assert before <= done <= datetime.now(UTC) + timedelta(seconds=1)

@@ -311,7 +311,7 @@ def play(life: type[Life], **more: Any) -> None:
         life,
         settings=settings(
             **{
-                "max_examples": 80,
+                "max_examples": 100,
                 "stateful_step_count": 40,
                 "deadline": None,
                 "print_blob": True,

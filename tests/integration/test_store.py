@@ -76,6 +76,16 @@ def test_a_late_end_changes_nothing(store: Store) -> None:
     assert store.tasks.outcome("a")[2] == b'"second"'
 
 
+def test_a_late_start_changes_nothing(store: Store) -> None:
+    """A pool that takes up what was given back meanwhile must not make the next holder look as if it had started."""
+    publish(store, "a")
+    late = take(store)
+    store.tasks.release([entry(late)])
+    current = take(store, holder="worker-2#1")
+    assert begin(store, late) == "fenced" and record(store, "a").state == "leased"
+    assert begin(store, current) == "moved" and begin(store, current) == "stale"
+
+
 def test_two_attempts_of_the_same_number_are_told_apart_by_their_nonce(store: Store) -> None:
     """After a failover that lost writes, two holders may both have attempt 1 (rule 2)."""
     publish(store, "a")
@@ -188,6 +198,15 @@ def test_a_note_ends_nothing_and_belongs_to_the_attempt(store: Store) -> None:
     settle(store, take(store))
     assert store.tasks.annotate("a", "", b"{}") == "stale"
     assert store.tasks.annotate("none", "", b"{}") == "missing"
+
+
+def test_what_an_attempt_noted_goes_with_it(store: Store) -> None:
+    """Else its half-way mark would be read as the next attempt's."""
+    publish(store, "a")
+    one = take(store)
+    store.tasks.annotate("a", one.fence, b'"half"')
+    store.tasks.release([entry(one)])
+    assert store.tasks.outcome("a") == (State.QUEUED, 0, None)
 
 
 def test_the_end_is_told_on_the_channel_of_the_result(store: Store) -> None:
