@@ -150,6 +150,8 @@ class Beat:
         late = self.holdings.unstarted(older_than_s=UNSTARTED_LIMIT_S)
         if not late:
             return
+        # What waited so long for a start shows that this agent is slower than it thought: it fetches less from now on.
+        self.holdings.run_time.average_s = max(self.holdings.run_time.average_s, UNSTARTED_LIMIT_S)
         for holding in late:
             holding.dropped = holding.ended = True
         self._store.tasks.release([Entry(holding.id, holding.fence) for holding in late])

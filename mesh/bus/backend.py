@@ -26,6 +26,7 @@ from kombu.utils.json import loads as json_loads
 from mesh.bus import runtime
 from mesh.bus.holdings import Holding
 from mesh.bus.messages import ATTEMPT_HEADER
+from mesh.bus.publishing import current_attempt, parent_run, part_index
 from mesh.core.states import State, celery_status
 from mesh.errors import StoreUnavailable
 from mesh.store.store import Store
@@ -221,7 +222,8 @@ class Backend(RedisBackend):  # type: ignore[misc]
         header = self.app.GroupResult(*header_result_args)
         if any(isinstance(result, GroupResult) for result in header.results):
             header.save(backend=self)  # nested: the results' structure is needed again
-        self.store.chords.arm(str(header.id), body=json_dumps(body).encode())
+        parent = parent_run(current_attempt()) or ""
+        self.store.chords.arm(str(header.id), body=json_dumps(body).encode(), token=parent)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """The header's size is known once its last task is published."""
@@ -237,9 +239,9 @@ class Backend(RedisBackend):  # type: ignore[misc]
         group = getattr(request, "group", None)
         if not group:
             return
-        index = getattr(request, "group_index", None)
+        index = part_index(getattr(request, "group_index", None), request.id)
         document = self._document(request.id, self.encode_result(result, state), state, None, None)
-        if self.store.chords.part(str(group), str(request.id if index is None else index), document):
+        if self.store.chords.part(str(group), index, document):
             self.complete_chord(str(group))
 
     def complete_chord(self, group_id: str) -> bool:
@@ -262,7 +264,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
                 except Exception as error:
                     logger.exception("chord %s: its body cannot be published", group_id)
                     self.chord_error_from_stack(body, ChordError(f"Callback error: {error!r}"))
-        self.store.chords.done(group_id)
+        self.store.chords.done(group_id, due.armed)
         return True
 
     def _chord_results(self, group_id: str, documents: list[bytes]) -> list[Any]:

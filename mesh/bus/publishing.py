@@ -53,6 +53,12 @@ def current_attempt() -> tuple[Any, Entry, int] | None:
     return request, Entry(request.id, attempt["fence"]), int(attempt["run"])
 
 
+def parent_run(attempt: tuple[Any, Entry, int] | None) -> str | None:
+    """Names the run that publishes: a complete chord's, or the attempt's; None outside of both."""
+    named = runtime.publishing_for.get()
+    return named if named is not None or attempt is None else f"{attempt[1].id}:{attempt[2]}"
+
+
 def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bool = False) -> str:
     """Publish one message as Kombu hands it over; the script's word for it. Raises `Invalid` for one that is too large."""
     headers = payload.get("headers") or {}
@@ -84,10 +90,8 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
             delay_ms=delay_ms,
             failed=failed,
         )
-    parent = runtime.publishing_for.get()
-    if parent is None and attempt is not None:
-        parent = f"{attempt[1].id}:{attempt[2]}"
-    chord = f"{headers.get('group')}|{_index(headers, task_id)}" if call.get("chord") else None
+    parent = parent_run(attempt)
+    chord = f"{headers.get('group')}|{part_index(headers.get('group_index'), task_id)}" if call.get("chord") else None
     word = store.tasks.submit(
         [
             Publication(
@@ -109,6 +113,6 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
     return word
 
 
-def _index(headers: dict[str, Any], task_id: str) -> str:
-    index = headers.get("group_index")
-    return task_id if index is None else str(index)
+def part_index(group_index: Any, task_id: str) -> str:
+    """The name of a task's part in its chord; a task that was added to the chord has its parent's index, but not its id."""
+    return task_id if group_index is None else f"{group_index}.{task_id}"

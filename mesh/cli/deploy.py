@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 
 import click
 
 from mesh.cli.options import common, load_settings
+from mesh.errors import Invalid
 
 POOLS = ("prefork", "threads", "gevent", "solo")
 
@@ -27,6 +30,22 @@ def worker_command(
     command += ["--concurrency", str(concurrency)] if concurrency else []
     command += [word for module in include for word in ("-I", module)]
     return command
+
+
+def check_modules(include: Sequence[str]) -> None:
+    """Raise `Invalid` if a module that an agent should import is not there; what is wrong inside one, Python says."""
+    path = list(sys.path)
+    sys.path.insert(0, os.getcwd())  # as Celery does
+    try:
+        for name in (one.strip() for given in include for one in given.split(",")):
+            try:
+                found = importlib.util.find_spec(name) is not None
+            except (ImportError, ValueError):
+                found = False
+            if not found:
+                raise Invalid(f"There is no module {name!r} to include, seen from {os.getcwd()}.")
+    finally:
+        sys.path[:] = path
 
 
 @click.command("deploy")
@@ -73,6 +92,7 @@ def command(
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
     if region is not None:
         os.environ.pop("MESH_REGION", None)
+    check_modules(include)
     settings = load_settings()  # what is wrong is told before Celery is loaded
     words = worker_command(
         pool=pool, concurrency=concurrency, log_level=settings.log_level, include=tuple(include)

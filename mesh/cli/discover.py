@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mesh.cli.options import OUTPUTS, common, load_settings
-from mesh.cli.show import show_rows
+from mesh.cli.show import say, show_rows
 
 STATUSES = ("healthy", "degraded", "unhealthy", "draining", "offline")
 COLUMNS = ("id", "status", "capabilities", "running", "slots", "region", "address", "port", "silent_ms")
@@ -29,4 +29,7 @@ def command(capability: str | None, status: str | None, region: str | None, outp
 
     with Mesh(settings=load_settings()) as mesh:
         agents = mesh.agents(capability=capability, status=status, region=region)
+    if not agents and output == "table":
+        say(f"No such agent in namespace {mesh.settings.namespace}.")
+        return
     show_rows([agent.to_json() for agent in agents], output, COLUMNS)

@@ -43,14 +43,18 @@ def _read(file: BinaryIO, where: str, limit: int) -> bytes:
     return data
 
 
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a value of JSON")  # Python reads it, other languages do not
+
+
 def _decode(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data)
+        return json.loads(data, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise Invalid(
             f"The payload in {where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise Invalid(f"The payload in {where} is not JSON: {error}.") from error
 
 

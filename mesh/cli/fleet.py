@@ -25,7 +25,7 @@ from types import FrameType
 from mesh.cli.deploy import worker_command
 from mesh.cli.flower import flower_command
 from mesh.client import Mesh
-from mesh.errors import CoordinatorUnavailable, MeshError
+from mesh.errors import Conflict, CoordinatorUnavailable, MeshError
 from mesh.services import namespaces
 from mesh.settings import Settings
 from mesh.store.coordinators import Coordinators
@@ -68,9 +68,10 @@ class Member:
         self.signal(signal.SIGKILL)
         self.process.wait()
 
-    def tail(self, lines: int = 15) -> str:
-        """The end of its log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+    def last_words(self) -> str:
+        """The last line of its log."""
+        lines = self.log.read_text(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 @contextlib.contextmanager
@@ -116,14 +117,16 @@ class Fleet:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Ctrl-C again would leave processes behind; this ends within the grace time anyhow.
-        former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A second Ctrl-C would leave processes behind; this ends within the grace time anyhow.
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        former = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
         try:
             self.stop_members()
             self.mesh.close()
             self._stop_server()
         finally:
-            signal.signal(signal.SIGINT, former)
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
     def _stop_server(self) -> None:
         if self.server is not None:
@@ -190,7 +193,8 @@ class Fleet:
             code = member.process.poll()
             if code is not None or time.monotonic() > deadline:
                 what = f"ended with {code}" if code is not None else f"was not ready within {START_S:.0f} s"
-                raise CoordinatorUnavailable(f"{member.name} {what}; the end of its log: {member.tail(3)}")
+                kind = Conflict if code == Conflict.exit_code else CoordinatorUnavailable
+                raise kind(f"{member.name} {what}: {member.last_words()}")
             time.sleep(_PAUSE_S)
 
     def wait_for_agents(self, agents: list[Member]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mesh.cli.deploy import check_modules
 from mesh.cli.options import common, load_settings
 from mesh.cli.show import say
 
@@ -31,6 +32,7 @@ def command(agents: int, concurrency: int, include: tuple[str, ...], flower: boo
     from mesh.cli.fleet import Fleet, stoppable
     from mesh.store.client import safe_url
 
+    check_modules(include)
     settings = load_settings()
     fleet = Fleet(settings=settings, namespace=settings.namespace, folder=Path.cwd())
     with stoppable(), fleet:

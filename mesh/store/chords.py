@@ -76,9 +76,15 @@ class Chords:
         if not answer:
             return None
         parts = list(zip(answer[2::2], answer[3::2], strict=True))
-        parts.sort(key=lambda part: (not part[0].isdigit(), int(part[0]) if part[0].isdigit() else 0, part[0]))
+        parts.sort(key=lambda part: _order(part[0]))
         return DueChord(body=answer[0], armed=answer[1].decode(), documents=[document for _, document in parts])
 
     def done(self, group_id: str, armed: str = "") -> bool:
         """Nothing is due any more; False if it was armed anew since `take` said `armed` ('' does not care)."""
         return bool(self.bound["chord_done"](group_id, armed))
+
+
+def _order(index: bytes) -> tuple[bool, int, bytes]:
+    """Parts are named `place in the header.task id`, or by the id alone where there is no place: those come last."""
+    place = index.partition(b".")[0]
+    return (False, int(place), index) if place.isdigit() else (True, 0, index)

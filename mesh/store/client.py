@@ -86,6 +86,10 @@ class Client:
         """Send one packed command, return its reply; an error reply is raised."""
         reply = self.calls([command], 1)[0]
         if isinstance(reply, Exception):
+            if "OOM" in str(reply) or "maxmemory" in str(reply):
+                raise StoreUnavailable(
+                    f"Redis at {safe_url(self.url)} is full (maxmemory) and takes nothing new; what is running can still end."
+                ) from reply
             raise reply
         return reply
 

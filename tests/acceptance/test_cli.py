@@ -70,6 +70,15 @@ ERRORS = {
     "bad capability of an agent": case("deploy", "--capabilities", "a b", code=2, says="capability"),
     "bad labels of an agent": case("deploy", "--labels", "ssd", code=2, says="AGENT_LABELS"),
     "bad port of an agent": case("deploy", "--port", "99999", code=2, says="99999 is not in the range"),
+    "no such module": case(
+        "deploy", "-I", "no.such", code=2, says=r"There is no module 'no\.such' to include"
+    ),
+    "no such module for a fleet": case(
+        "up", "-I", "tasks,nope", code=2, says="There is no module 'nope' to include"
+    ),
+    "payload is not a value": case(
+        *READ, stdin=b'{"a": NaN}', code=2, says=f"{NOT_JSON}NaN is not a value of JSON"
+    ),
     "unknown command": case("exec", code=2, says="No such command 'exec'"),
     "unknown task": case(
         "status", "no-such-task", code=3, says="There is no task 'no-such-task' in namespace"

@@ -200,10 +200,19 @@ class Cluster:
         finally:
             self.app.control.cancel_consumer(queue, **everyone)
 
+    def wait_until_answering(self, agent: Agent) -> None:
+        """Return when `agent` hears remote control, which on gevent is a moment after it is ready."""
+
+        def answers() -> bool:
+            return bool(self.app.control.ping([agent.nodename], timeout=1, limit=1))
+
+        self.wait_until(answers, f"agent {agent.agent_id} to answer a ping")
+
     def start(self) -> None:
         self.agents = [self.start_agent(), self.start_agent()]
         for agent in self.agents:
             agent.wait_until_ready()
+            self.wait_until_answering(agent)
         if not self.calm:
             self._killer = threading.Thread(target=self._keep_killing, name="killer", daemon=True)
             self._killer.start()
@@ -214,6 +223,8 @@ class Cluster:
         substitute = self.start_agent()
         self.agents[self.agents.index(agent)] = substitute
         substitute.wait_until_ready()
+        if self.calm:
+            self.wait_until_answering(substitute)
 
     def _keep_killing(self) -> None:
         try:

@@ -37,7 +37,7 @@ _running: Cluster | None = None
 def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "calm_only(reason): not in runs where agents are killed",
-        "mesh_only(reason, pools=all): Celery's own Redis transport fails it",
+        "mesh_only(reason): Celery's own Redis transport fails it",
         "pools(*names, reason): on these pools only, for Celery itself has nothing of the kind on the others",
     ):
         config.addinivalue_line("markers", line)
@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if pools is not None and pool not in pools.args:
             item.add_marker(pytest.mark.skip(reason=pools.kwargs["reason"]))
         mesh_only = item.get_closest_marker("mesh_only")
-        if mesh_only is not None and STOCK and pool in mesh_only.kwargs.get("pools", CONCURRENCY):
+        if mesh_only is not None and STOCK:
             item.add_marker(pytest.mark.skip(reason=mesh_only.kwargs["reason"]))
 
 

@@ -167,11 +167,9 @@ def test_unknown_command(cluster: Cluster) -> None:
     assert set(ask(cluster, "ping")) == nodenames(cluster)
 
 
-@pytest.mark.mesh_only(
-    reason="over Celery's Redis transport a gevent worker often hangs in it", pools=["gevent"]
-)
 def test_shutdown(cluster: Cluster) -> None:
     with cluster.extra_agent(queues=f"own-{cluster.new_key()}") as agent:
+        cluster.wait_until_answering(agent)
         cluster.app.control.shutdown(destination=[agent.nodename])
         cluster.wait_until(lambda: agent.process.poll() is not None, "the agent to end")
     assert set(ask(cluster, "ping")) == nodenames(cluster)
