@@ -119,7 +119,7 @@ class Agent:
             "slots": self.slots(),
             "running": running,
             "held": len(self.holdings.by_tag),
-            "state": "draining" if self.draining else "ready",
+            "state": "draining" if self.draining else "ready" if self.consumer is not None else "starting",
             "average_ms": int(self.holdings.run_time.average_s * 1000),
         }
 

@@ -148,3 +148,20 @@ def test_redis_goes_away_and_comes_back(tmp_path: Path, namespace: str) -> None:
         wait_until(lambda: later.status() == "queued", 10, "the loops to go on")
         output = process.output()
         assert output.count("Redis is away") == 1 and "Redis is back" in output and "Traceback" not in output
+
+
+def test_a_chord_that_a_dead_process_left_is_completed(place: Place) -> None:
+    """Its header is complete, and nobody lives who knows: the coordinator publishes its body."""
+    body = {
+        "task": "sum-up", "args": [], "kwargs": {}, "options": {"task_id": "body-1"}, "subtask_type": None,
+        "immutable": False,
+    }  # fmt: skip
+    part = {"status": "SUCCESS", "result": 42, "traceback": None, "children": [], "task_id": "part-1"}
+    chords = place.mesh.store.chords
+    chords.arm("chord-1", body=json.dumps(body).encode())
+    assert chords.arm("chord-1", size=1) is False
+    assert chords.part("chord-1", "0", json.dumps(part).encode()) is True
+    start(place, "c1")
+    wait_until(lambda: place.mesh.store.tasks.record("body-1") is not None, 20, "the body to be published")
+    assert place.mesh.handle("body-1").status() == "queued"
+    assert b"[42]" in (place.mesh.store.tasks.message("body-1") or b"")

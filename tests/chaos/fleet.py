@@ -57,14 +57,16 @@ class Fleet:
         log.close()
 
     def ready(self, *agent_ids: str, timeout_s: float = 60) -> None:
-        """Wait until these agents have joined and beat."""
-        wanted = set(agent_ids)
-        wait_until(
-            lambda: wanted <= {one.id for one in self.mesh.agents(status="healthy") if "celery" in one.capabilities or one.capabilities}
-            and all(self.processes[one].poll() is None for one in wanted),
-            timeout_s,
-            f"agents {sorted(wanted)} to join: {self.tails()}",
-        )
+        """Wait until these agents consume their queues."""
+        registered = self.mesh.store.agents.get
+
+        def consuming(name: str) -> bool:
+            return (registered(name) or {}).get("state") == "ready" and self.processes[name].poll() is None
+
+        try:
+            wait_until(lambda: all(consuming(one) for one in agent_ids), timeout_s, f"{agent_ids} to consume")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.tails()}") from None
 
     def kill(self, name: str) -> None:
         """SIGKILL to the whole agent: parent and pool."""

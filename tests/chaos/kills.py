@@ -49,7 +49,7 @@ def repetition(fleet: Fleet, effects: Path, dice: random.Random, victim: str) ->
     def held_by_victim() -> list[str]:
         return [one.id for one in tasks.records(list(ids)) if one and one.agent == victim and not one.ended_already]
 
-    wait_until(held_by_victim, 30, f"{victim} to hold tasks: {fleet.tails()}")
+    wait_until(held_by_victim, 30, f"{victim} to hold tasks")
     moment = time.monotonic() + dice.uniform(0.0, 0.6)
     while time.monotonic() < moment:
         tasks.size("celery")
@@ -59,7 +59,7 @@ def repetition(fleet: Fleet, effects: Path, dice: random.Random, victim: str) ->
     wait_until(
         lambda: all(one and one.ended_already for one in tasks.records(list(ids))),
         BOUND_S + 40,
-        f"all tasks to end after {victim} was killed with {len(lost)} tasks: {fleet.tails()}",
+        f"all tasks to end after {victim} was killed with {len(lost)} tasks",
     )
     took = time.monotonic() - killed
     for task_id, number in ids.items():
@@ -96,7 +96,11 @@ def main() -> None:
             for turn in range(chosen.repetitions):
                 fleet.start(f"b{turn}", pool=chosen.pool)
                 fleet.ready("a0", f"b{turn}")
-                took.append(repetition(fleet, effects, dice, f"b{turn}"))
+                try:
+                    took.append(repetition(fleet, effects, dice, f"b{turn}"))
+                except AssertionError:
+                    print(fleet.tails(30))
+                    raise
                 print(f"{turn + 1}/{chosen.repetitions}: all ended {took[-1]:.1f} s after the kill", flush=True)
             took.sort()
             print(f"{len(took)} of {len(took)}: median {took[len(took) // 2]:.1f} s, longest {took[-1]:.1f} s")
