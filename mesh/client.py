@@ -262,7 +262,6 @@ class Listener:
         self._waiting: dict[str, tuple[Callable[[bytes | None], None], Callable[[str], None]]] = {}
         self._to_check: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._pubsub = subscription(store.client)
-        self._pubsub.ignore_subscribe_messages = False
         self._lock = threading.Lock()
         self._stopping = False
         self._rechecked = time.monotonic()

@@ -63,6 +63,7 @@ _OPERATIONS: Mapping[str, frozenset[str]] = {
 
 # -- the entry
 
+
 def process(payload: Mapping[str, Any], *, data_dirs: Sequence[Path]) -> dict[str, Any]:
     """Do what a ``data-processing`` payload says; the answer is made of JSON values only.
 
@@ -144,6 +145,7 @@ def _describe(value: Any) -> dict[str, Any]:
 
 # -- checks
 
+
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 200 else text[:200] + "..."
@@ -210,6 +212,7 @@ def _open_regular(path: Path) -> BinaryIO:
 
 
 # -- totals
+
 
 class _Tally:
     """Sums over files and partials."""
@@ -328,10 +331,21 @@ def _unpack(packed: Any, what: str) -> dict[str, int]:
 _FUNCTION_NODES = frozenset({ast.FunctionDef, ast.AsyncFunctionDef})
 _IMPORT_NODES = frozenset({ast.Import, ast.ImportFrom})
 # Fields that hold neither identifiers nor anything that contains some; they are most of a tree.
-_BARREN_FIELDS = frozenset({
-    "ctx", "op", "ops", "kind", "level", "conversion", "is_async", "simple", "str",
-    "type_comment", "type_ignores",
-})
+_BARREN_FIELDS = frozenset(
+    {
+        "ctx",
+        "op",
+        "ops",
+        "kind",
+        "level",
+        "conversion",
+        "is_async",
+        "simple",
+        "str",
+        "type_comment",
+        "type_ignores",
+    }
+)
 _BARREN_NODES = frozenset({ast.Constant, ast.MatchSingleton})
 _FIELDS: dict[type, tuple[str, ...]] = {}  # what to look at in each kind of node, filled as kinds are met
 _PARSER = threading.Lock()
@@ -394,6 +408,7 @@ def _survey(tree: ast.AST) -> tuple[dict[str, int], list[str]]:
 
 
 # -- the client's side
+
 
 def list_partitions(
     folder: Path, *, pattern: str = "*.py", parts: int, skip: Collection[str] = ()

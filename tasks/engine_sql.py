@@ -119,6 +119,7 @@ def _fetch(cursor: duckdb.DuckDBPyConnection, limit: int) -> dict[str, Any]:
 
 # -- arguments
 
+
 def _one_select(query: Any) -> str:
     if not isinstance(query, str) or not query.strip():
         raise Invalid("'query' must be a non-empty text: one SELECT statement")
@@ -215,6 +216,7 @@ def _column_type(kinds: set[str]) -> str:
 
 # -- values and errors
 
+
 def _plain(value: Any) -> Any:
     """A value of a result row as a JSON value."""
     if value is None or isinstance(value, bool | int | str):
@@ -240,6 +242,7 @@ def _first_line(error: Exception) -> str:
 
 
 # -- bounds
+
 
 @contextmanager
 def _memory_ceiling() -> Iterator[None]:

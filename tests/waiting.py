@@ -8,7 +8,9 @@ from collections.abc import Callable
 PAUSE_S = 0.02
 
 
-def wait_until(predicate: Callable[[], object], timeout_s: float = 10, description: str = "the condition") -> None:
+def wait_until(
+    predicate: Callable[[], object], timeout_s: float = 10, description: str = "the condition"
+) -> None:
     """Return as soon as `predicate()` is true; AssertionError after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while not predicate():

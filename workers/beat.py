@@ -33,7 +33,11 @@ def start_native_thread(function: Callable[[], None]) -> None:
     except ImportError:
         original = None
     else:
-        original = monkey.get_original("_thread", "start_new_thread") if monkey.is_module_patched("threading") else None
+        original = (
+            monkey.get_original("_thread", "start_new_thread")
+            if monkey.is_module_patched("threading")
+            else None
+        )
     if original is not None:
         original(function, ())
     else:
@@ -169,7 +173,9 @@ class Beat:
         again, aside, next_end_ms, due = self._store.tasks.reap()
         if again or aside:
             self.reaped += again + aside
-            logger.warning("took back tasks of lost agents: %d queued again, %d put aside as poison", again, aside)
+            logger.warning(
+                "took back tasks of lost agents: %d queued again, %d put aside as poison", again, aside
+            )
         if due:
             self._on_chords_due(due)
         self._reap_at = time.monotonic() + max(0.5, next_end_ms / 1000 + 0.02) if next_end_ms >= 0 else None

@@ -23,7 +23,9 @@ class HealthServer:
             if error.errno != errno.EADDRINUSE:
                 raise
             if asked:
-                raise Conflict(f"Port {port} is taken: choose another with --health-port or AGENT_PORT.") from error
+                raise Conflict(
+                    f"Port {port} is taken: choose another with --health-port or AGENT_PORT."
+                ) from error
             self._server = ThreadingHTTPServer(("", 0), handler)
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
@@ -42,7 +44,9 @@ def _handler(report: Callable[[], dict[str, Any]]) -> type[BaseHTTPRequestHandle
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path not in ("/health", "/health/live"):
-                self._answer(404, {"status": 404, "title": "Not found", "detail": "Only /health and /health/live."})
+                self._answer(
+                    404, {"status": 404, "title": "Not found", "detail": "Only /health and /health/live."}
+                )
             elif self.path == "/health/live":
                 self._answer(200, {"status": "ok"})
             else:

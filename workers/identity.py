@@ -56,7 +56,9 @@ class Membership:
         return f"{self.agent_id}#{self.incarnation}"
 
 
-def registration(settings: Settings, agent_id: str, capabilities: tuple[str, ...], **more: Any) -> dict[str, Any]:
+def registration(
+    settings: Settings, agent_id: str, capabilities: tuple[str, ...], **more: Any
+) -> dict[str, Any]:
     """The fields of an agent's record."""
     from .. import __version__
 
@@ -127,7 +129,9 @@ def _join_as(
         # Another host had it, and may be dead: its last beat decides within one lease.
         time.sleep(_POLL_S)
     _take_over(store, agent_id, joined)
-    return Membership(agent_id=agent_id, incarnation=joined.incarnation, capabilities=capabilities, fields=fields)
+    return Membership(
+        agent_id=agent_id, incarnation=joined.incarnation, capabilities=capabilities, fields=fields
+    )
 
 
 def _take_over(store: Store, agent_id: str, joined: Joined) -> None:

@@ -149,7 +149,11 @@ class Agent:
         """Consume the requirements of several capabilities that this agent satisfies."""
         offered = frozenset(self.capabilities)
         for name in names:
-            if is_compound(name) and satisfies(offered, name) and not self.consumer.task_consumer.consuming_from(name):
+            if (
+                is_compound(name)
+                and satisfies(offered, name)
+                and not self.consumer.task_consumer.consuming_from(name)
+            ):
                 self.consumer.add_task_queue(name)
 
     def complete_chords(self, groups: list[str]) -> None:
@@ -235,9 +239,13 @@ def _settings(settings: Settings, options: dict[str, Any]) -> Settings:
     if "region" in given:
         changes["agent_region"] = given["region"]
     if "capabilities" in given:
-        changes["agent_capabilities"] = tuple(one.strip() for one in given["capabilities"].split(",") if one.strip())
+        changes["agent_capabilities"] = tuple(
+            one.strip() for one in given["capabilities"].split(",") if one.strip()
+        )
     if "labels" in given:
-        changes["agent_labels"] = dict(pair.split("=", 1) for pair in given["labels"].split(",") if "=" in pair)
+        changes["agent_labels"] = dict(
+            pair.split("=", 1) for pair in given["labels"].split(",") if "=" in pair
+        )
     if "health_port" in given:
         changes["agent_port"], changes["port_was_asked"] = int(given["health_port"]), True
     return dataclasses.replace(settings, **changes)

@@ -30,7 +30,7 @@ def with_ids(callbacks: list[Any] | None, parent_id: str, kind: str) -> list[Any
 class AMQP(CeleryAMQP):  # type: ignore[misc]
     """See the module's text."""
 
-    def as_task_v2(  # noqa: PLR0913 - Celery's own signature, called by position
+    def as_task_v2(
         self,
         task_id: str,
         name: str,

@@ -54,7 +54,12 @@ class Backend(RedisBackend):  # type: ignore[misc]
     # -- ends of attempts
 
     def mark_as_done(
-        self, task_id: str, result: Any, request: Any = None, store_result: bool = True, state: str = states.SUCCESS
+        self,
+        task_id: str,
+        result: Any,
+        request: Any = None,
+        store_result: bool = True,
+        state: str = states.SUCCESS,
     ) -> None:
         """A task returned."""
         keep = bool(store_result and not (request is not None and request.ignore_result))
@@ -80,15 +85,25 @@ class Backend(RedisBackend):  # type: ignore[misc]
         if isinstance(exc, WorkerLostError) and getattr(request, ATTEMPT_HEADER, None):
             return  # `Request` has told the store: this is a crash, not a failure
         document = self._document(task_id, self.encode_result(exc, state), state, traceback, request)
-        if self._end(task_id, request, self._failed_state(exc), document, keep=True, reason=type(exc).__name__):
+        if self._end(
+            task_id, request, self._failed_state(exc), document, keep=True, reason=type(exc).__name__
+        ):
             self._after_failure(request, exc, traceback, store_result, call_errbacks, state)
 
     def _after_failure(
-        self, request: Any, exc: BaseException, traceback: Any, store_result: bool, call_errbacks: bool, state: str
+        self,
+        request: Any,
+        exc: BaseException,
+        traceback: Any,
+        store_result: bool,
+        call_errbacks: bool,
+        state: str,
     ) -> None:
         if request is None:
             return
-        self._fail_chain(getattr(request, "chain", None), exc, traceback, store_result=store_result, state=state)
+        self._fail_chain(
+            getattr(request, "chain", None), exc, traceback, store_result=store_result, state=state
+        )
         if call_errbacks and request.errbacks:
             self._call_task_errbacks(request, exc, traceback)
 
@@ -100,14 +115,22 @@ class Backend(RedisBackend):  # type: ignore[misc]
         return State.DEAD_LETTERED if getattr(exc, "mesh_retries_used_up", False) else State.FAILED
 
     def mark_as_revoked(
-        self, task_id: str, reason: str = "", request: Any = None, store_result: bool = True, state: str = states.REVOKED
+        self,
+        task_id: str,
+        reason: str = "",
+        request: Any = None,
+        store_result: bool = True,
+        state: str = states.REVOKED,
     ) -> None:
         """A worker skipped or stopped it."""
         exc = self.exception_to_python(
             {"exc_type": "TaskRevokedError", "exc_module": "celery.exceptions", "exc_message": [reason]}
         )
         document = self._document(task_id, self.encode_result(exc, state), state, None, request)
-        if self._end(task_id, request, State.CANCELLED, document, keep=True, reason=str(reason)) and request is None:
+        if (
+            self._end(task_id, request, State.CANCELLED, document, keep=True, reason=str(reason))
+            and request is None
+        ):
             runtime.on_revoked(task_id)
 
     def crashed(self, request: Any, holding: Holding, sentence: str) -> str:
@@ -170,7 +193,11 @@ class Backend(RedisBackend):  # type: ignore[misc]
         if state == states.STARTED:
             return result
         document = self._document(task_id, result, state, traceback, request)
-        ends = {states.SUCCESS: State.SUCCEEDED, states.FAILURE: State.FAILED, states.REVOKED: State.CANCELLED}
+        ends = {
+            states.SUCCESS: State.SUCCEEDED,
+            states.FAILURE: State.FAILED,
+            states.REVOKED: State.CANCELLED,
+        }
         if state in ends:
             self._end(task_id, request, ends[state], document, keep=True)
         else:

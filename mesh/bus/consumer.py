@@ -28,7 +28,11 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             super().on_unknown_task(body, message, exc)
             return
         signals.task_unknown.send(
-            sender=self, message=message, exc=exc, name=message.headers.get("task"), id=message.headers.get("id")
+            sender=self,
+            message=message,
+            exc=exc,
+            name=message.headers.get("task"),
+            id=message.headers.get("id"),
         )
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
@@ -50,9 +54,13 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         holding, holdings = getattr(message, "holding", None), runtime.holdings
         if holding is None or holdings is None:
             return False
-        logger.error("task %s of type %s put aside (%s): %r", holding.id, message.headers.get("task"), reason, exc)
+        logger.error(
+            "task %s of type %s put aside (%s): %r", holding.id, message.headers.get("task"), reason, exc
+        )
         document = self.app.backend.failure_document(holding.id, exc)
-        settlement = holdings.settlement(holding, State.DEAD_LETTERED, document, keep=True)._replace(reason=reason)
+        settlement = holdings.settlement(holding, State.DEAD_LETTERED, document, keep=True)._replace(
+            reason=reason
+        )
         holdings.end(holding, settlement)
         holdings.forget(holding)
         if self.event_dispatcher:

@@ -53,7 +53,9 @@ class _Proxy:
     def __getattr__(self, name: str) -> Any:
         attempt = _current.get()
         if attempt is None:
-            raise NotFound("No task of the mesh is running here: `mesh.current` works inside a function made with @task.")
+            raise NotFound(
+                "No task of the mesh is running here: `mesh.current` works inside a function made with @task."
+            )
         return getattr(attempt, name)
 
 

@@ -144,7 +144,9 @@ class Holdings:
             self.end(holding, self.settlement(holding, State.SUCCEEDED))
         self.forget(holding)
 
-    def settlement(self, holding: Holding, state: State, document: bytes = b"", keep: bool = False) -> Settlement:
+    def settlement(
+        self, holding: Holding, state: State, document: bytes = b"", keep: bool = False
+    ) -> Settlement:
         """How this attempt ended."""
         ran_ms = None if holding.started_at is None else int((time.monotonic() - holding.started_at) * 1000)
         return Settlement(holding.id, holding.fence, state, document, keep, ran_ms)
@@ -162,7 +164,9 @@ class Holdings:
     def unstarted(self, *, older_than_s: float = -1.0) -> list[Holding]:
         """Attempts that no pool has accepted yet."""
         limit = time.monotonic() - older_than_s
-        return [one for one in list(self.by_tag.values()) if one.started_at is None and one.leased_at <= limit]
+        return [
+            one for one in list(self.by_tag.values()) if one.started_at is None and one.leased_at <= limit
+        ]
 
     def held(self) -> list[Holding]:
         """Attempts whose leases are to be renewed: also those whose end is not confirmed yet."""
@@ -208,8 +212,7 @@ class Outbox:
                 if not holding.ended and holding.started_at is not None:
                     starts.append((holding.id, holding.fence, int((now - holding.started_at) * 1000)))
         with contextlib.suppress(IndexError):
-            for _ in range(len(self._ends)):
-                ends.append(self._ends.popleft())
+            ends.extend(self._ends.popleft() for _ in range(len(self._ends)))
         return Batch(self._tasks, starts, ends) if starts or ends else None
 
     def put_back(self, batch: Batch | None) -> None:

@@ -39,7 +39,15 @@ _HEADERS: dict[str, Any] = {
 }
 _NOT_STORED = frozenset({"id", "task", CALL_HEADER, ATTEMPT_HEADER})
 _OWN_PROPERTIES = frozenset(
-    {"correlation_id", "delivery_info", "delivery_tag", "delivery_mode", "priority", "body_encoding", "reply_to"}
+    {
+        "correlation_id",
+        "delivery_info",
+        "delivery_tag",
+        "delivery_mode",
+        "priority",
+        "body_encoding",
+        "reply_to",
+    }
 )
 #: What Celery does not take for a header of the caller's own.
 _KNOWN = frozenset({*Context.__dict__, *_HEADERS, "id", "task", "root_id", "compression"})
@@ -119,7 +127,14 @@ class Message(virtual.Message):  # type: ignore[misc]
         if isinstance(changed, str):
             changed, more = json_loads(changed), json_loads(more)
         task_id = holding.id
-        headers = {**_HEADERS, "id": task_id, "task": task_type, "root_id": task_id, "timelimit": [None, None], "stamps": {}}
+        headers = {
+            **_HEADERS,
+            "id": task_id,
+            "task": task_type,
+            "root_id": task_id,
+            "timelimit": [None, None],
+            "stamps": {},
+        }
         own: dict[str, Any] = {}
         if changed:
             headers.update(changed)

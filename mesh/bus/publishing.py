@@ -91,7 +91,11 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
             failed=failed,
         )
     parent = parent_run(attempt)
-    chord = f"{headers.get('group')}|{part_index(headers.get('group_index'), task_id)}" if call.get("chord") else None
+    chord = (
+        f"{headers.get('group')}|{part_index(headers.get('group_index'), task_id)}"
+        if call.get("chord")
+        else None
+    )
     word = store.tasks.submit(
         [
             Publication(

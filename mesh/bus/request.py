@@ -52,8 +52,9 @@ class Request(CeleryRequest):  # type: ignore[misc]
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The pool takes it up."""
         holdings = runtime.holdings
-        if self.holding is not None and holdings is not None and not holdings.accepted(self.holding, pid):
-            if not holdings.isolated:  # this is the thread that would run it: stop here
+        if self.holding is not None and holdings is not None:
+            wanted = holdings.accepted(self.holding, pid)
+            if not wanted and not holdings.isolated:  # this is the thread that would run it: stop here
                 task_ready(self)
                 raise TaskRevokedError(self.id)
         super().on_accepted(pid, time_accepted)
@@ -71,7 +72,10 @@ class Request(CeleryRequest):  # type: ignore[misc]
         if holding is not None:
             if isinstance(exc, Ignore):
                 self._ignored(holding, exc)
-            elif isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt)) and not self._stopped_by_us():
+            elif (
+                isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt))
+                and not self._stopped_by_us()
+            ):
                 return self._process_lost(holding, exc_info, exc)
             elif not isinstance(exc, (Reject, Retry)):
                 holding.seen = "failure"
@@ -107,13 +111,19 @@ class Request(CeleryRequest):  # type: ignore[misc]
         holdings = runtime.holdings
         if holdings is None or holding.ended:
             return
-        sentence = f"its pool process died: {exc}" if not isinstance(exc, SystemExit) else "it ended its pool process"
+        sentence = (
+            f"its pool process died: {exc}"
+            if not isinstance(exc, SystemExit)
+            else "it ended its pool process"
+        )
         backend = self.task.backend
         state = backend.crashed(self, holding, sentence)
         holdings.end(holding, None)
         holdings.forget(holding)
         self.acknowledged = True
-        self.send_event("task-failed" if state != "queued" else "task-rejected", exception=sentence, requeue=True)
+        self.send_event(
+            "task-failed" if state != "queued" else "task-rejected", exception=sentence, requeue=True
+        )
 
     def acknowledge(self) -> None:
         """Straight to the outbox: Celery's own way leads through the event loop, which stops before the pool does."""
@@ -135,6 +145,8 @@ class Request(CeleryRequest):  # type: ignore[misc]
                 runtime.holdings.release([self.holding])
             else:
                 if not self.holding.ended:
-                    runtime.holdings.end(self.holding, runtime.holdings.settlement(self.holding, State.FAILED))
+                    runtime.holdings.end(
+                        self.holding, runtime.holdings.settlement(self.holding, State.FAILED)
+                    )
                 runtime.holdings.forget(self.holding)
             self.send_event("task-rejected", requeue=requeue)

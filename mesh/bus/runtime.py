@@ -19,7 +19,7 @@ _settings: dict[str, Settings] = {}
 _stores: dict[str, Store] = {}
 holdings: Holdings | None = None  # of this process, if it is an agent's main process
 #: Told when this process has ended a task that waited: no worker will ever say so to Flower otherwise.
-on_revoked: Callable[[str], None] = lambda task_id: None
+on_revoked: Callable[[str], None]
 
 #: Set while something is published on behalf of a chord that is complete: (kind, token) of the publication.
 publishing_for: ContextVar[str | None] = ContextVar("publishing_for", default=None)
@@ -45,7 +45,14 @@ def store_of(namespace: str) -> Store:
     return store
 
 
-def become_agent(held: Holdings | None, revoked: Callable[[str], None] = lambda task_id: None) -> None:
+def _nobody(task_id: str) -> None:
+    """Nobody is told."""
+
+
+on_revoked = _nobody
+
+
+def become_agent(held: Holdings | None, revoked: Callable[[str], None] = _nobody) -> None:
     """This process is an agent's main process from now on (None: no longer)."""
     global holdings, on_revoked
     holdings, on_revoked = held, revoked

@@ -18,6 +18,7 @@ from mesh.errors import Invalid
 from mesh.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
+_CONTROL: tuple[type[BaseException], ...] = (Ignore, Reject, Retry)  # Celery's own, said by the task
 _HARD_AFTER_S = 10.0  # the hard limit comes so long after the soft one, which the task may use to clean up
 
 
@@ -46,46 +47,36 @@ def task(
             with activate(Current(self.request, self.backend)):
                 try:
                     return function(*args, **kwargs)
-                except (Ignore, Reject, Retry):
-                    raise
-                except final:
+                except (*_CONTROL, *final):
                     raise
                 except Exception as error:
                     if self.request.called_directly or self.request.is_eager:
                         raise
-                    raise _retry_or_give_up(self, error, retries) from error
+                    again = _retry(self, error, retries)
+                    if again is None:
+                        raise
+                    raise again from error
 
-        settings = _Lazy()
+        soft_s = timeout_s if timeout_s is not None else Settings.load().task_timeout_ms / 1000
         return shared_task(
             name=name,
             bind=True,
             queue=requirement,
             ignore_result=ignore_result,
-            soft_time_limit=settings.timeout(timeout_s),
-            time_limit=settings.timeout(timeout_s) + _HARD_AFTER_S,
+            soft_time_limit=soft_s,
+            time_limit=soft_s + _HARD_AFTER_S,
             typing=False,
         )(run)
 
     return decorate
 
 
-class _Lazy:
-    """The settings that a task type needs when it is declared."""
-
-    @staticmethod
-    def timeout(timeout_s: float | None) -> float:
-        """The soft limit in seconds."""
-        return timeout_s if timeout_s is not None else Settings.load().task_timeout_ms / 1000
-
-
-def _retry_or_give_up(self: Any, error: Exception, retries: int | None) -> BaseException:
+def _retry(self: Any, error: Exception, retries: int | None) -> Exception | None:
+    """Publish the task again, and what is to be raised then; None if its retries are used up."""
     limit = retries if retries is not None else self.backend.store.settings.max_task_retries
     decision = decide(RetryPolicy(max_retries=limit), retries=self.request.retries, dice=random.random())
     if not decision.again:
         error.mesh_retries_used_up = True  # type: ignore[attr-defined]
-        return error
-    try:
-        self.retry(exc=error, countdown=decision.delay_s, max_retries=None)
-    except Retry as retry:
-        return retry
-    return error
+        return None
+    again: Exception = self.retry(exc=error, countdown=decision.delay_s, max_retries=None, throw=False)
+    return again

@@ -150,7 +150,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     from_transport_options = (*kombu_redis.Channel.from_transport_options, "namespace", "priority_order")
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
-        self._sent: tuple[str, Batch | None, int] | None = None  # what the connection's pending replies belong to
+        self._sent: tuple[str, Batch | None, int] | None = (
+            None  # what the connection's pending replies belong to
+        )
         self._idle = False  # the last fetch brought nothing
         self._next_due_ms = -1
         self._own: Holdings | None = None
@@ -167,7 +169,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if runtime.holdings is not None:
             return runtime.holdings
         if self._own is None:
-            self._own = Holdings(self.store, holder=f"consumer-{os.getpid()}#0", slots=lambda: 1, isolated=False)
+            self._own = Holdings(
+                self.store, holder=f"consumer-{os.getpid()}#0", slots=lambda: 1, isolated=False
+            )
         return self._own
 
     def task_queues(self) -> list[str]:
@@ -220,7 +224,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             purged += sum(self.store.tasks.cancel(one, "purged")[0] == "moved" for one in ids)
         return purged
 
-    def _delete(self, queue: str, exchange: str, routing_key: str, pattern: str, *args: Any, **kwargs: Any) -> None:
+    def _delete(
+        self, queue: str, exchange: str, routing_key: str, pattern: str, *args: Any, **kwargs: Any
+    ) -> None:
         if carries_tasks(queue):
             self._purge(queue)
         else:
@@ -315,7 +321,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         for holding, task in deliveries:
             if holding.dropped:
                 continue
-            if worker_state.should_stop is not None or worker_state.should_terminate is not None or holdings.closed:
+            if (
+                worker_state.should_stop is not None
+                or worker_state.should_terminate is not None
+                or holdings.closed
+            ):
                 holdings.release([one for one, _ in deliveries if one.started_at is None])
                 return
             self.connection._deliver(Delivery(holding, task.message, task.redelivered), task.queue)
@@ -333,7 +343,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             return super()._get(queue)
         holdings = self.holdings
         tasks = self.store.tasks.fetch(
-            holder=holdings.holder, isolated=False, nonce=os.urandom(4).hex(), limit=1, idle=True, queues=[queue]
+            holder=holdings.holder,
+            isolated=False,
+            nonce=os.urandom(4).hex(),
+            limit=1,
+            idle=True,
+            queues=[queue],
         )
         if not tasks:
             raise Empty

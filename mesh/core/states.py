@@ -107,7 +107,14 @@ RULES: dict[Verb, Rule] = {
     Verb.SETTLE: Rule(
         sources=HELD,
         targets=frozenset(
-            {State.SUCCEEDED, State.FAILED, State.CANCELLED, State.TIMED_OUT, State.DEAD_LETTERED, State.EXPIRED}
+            {
+                State.SUCCEEDED,
+                State.FAILED,
+                State.CANCELLED,
+                State.TIMED_OUT,
+                State.DEAD_LETTERED,
+                State.EXPIRED,
+            }
         ),
         fenced=True,
         meaning="the attempt ends and its result is recorded",
@@ -134,7 +141,10 @@ RULES: dict[Verb, Rule] = {
         sources=LIVE, targets=frozenset({State.CANCELLED}), fenced=False, meaning="somebody cancels it"
     ),
     Verb.EXPIRE: Rule(
-        sources=WAITING, targets=frozenset({State.EXPIRED}), fenced=False, meaning="its expiry passed unstarted"
+        sources=WAITING,
+        targets=frozenset({State.EXPIRED}),
+        fenced=False,
+        meaning="its expiry passed unstarted",
     ),
     Verb.CONCLUDE: Rule(
         sources=WAITING,

@@ -121,15 +121,11 @@ class Agents:
             return Joined(taken=True, incarnation=int(answer[1]), beat_age_ms=number)
         return Joined(taken=False, incarnation=int(answer[1]), before=number)
 
-    def renew(
-        self, agent: str, incarnation: int, fields: dict[str, Any], entries: Sequence[Entry]
-    ) -> Beat:
+    def renew(self, agent: str, incarnation: int, fields: dict[str, Any], entries: Sequence[Entry]) -> Beat:
         """One beat: renew exactly these attempts."""
         flat = [word for name, value in fields.items() for word in (name, str(value))]
         words = [word for entry in entries for word in (entry.id, entry.fence)]
-        answer = self.bound["renew"](
-            self._lease_ms, self._renew_ms, agent, incarnation, _pack(flat), *words
-        )
+        answer = self.bound["renew"](self._lease_ms, self._renew_ms, agent, incarnation, _pack(flat), *words)
         return Beat(
             known=answer[0].decode(),
             requirements_version=int(answer[2]),
@@ -168,7 +164,9 @@ class Agents:
         names = self._client.execute("ZRANGE", self._keys["agents"], 0, -1)
         if not names:
             return []
-        replies = self._client.pipeline(*[("HGETALL", self._keys.of("agent", name.decode())) for name in names])
+        replies = self._client.pipeline(
+            *[("HGETALL", self._keys.of("agent", name.decode())) for name in names]
+        )
         return sorted((_pairs(raw) for raw in replies if raw), key=lambda row: row["id"])
 
     def now_ms(self) -> int:

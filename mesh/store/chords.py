@@ -77,7 +77,9 @@ class Chords:
             return None
         parts = list(zip(answer[2::2], answer[3::2], strict=True))
         parts.sort(key=lambda part: _order(part[0]))
-        return DueChord(body=answer[0], armed=answer[1].decode(), documents=[document for _, document in parts])
+        return DueChord(
+            body=answer[0], armed=answer[1].decode(), documents=[document for _, document in parts]
+        )
 
     def done(self, group_id: str, armed: str = "") -> bool:
         """Nothing is due any more; False if it was armed anew since `take` said `armed` ('' does not care)."""

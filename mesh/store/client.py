@@ -35,7 +35,8 @@ _KEEPALIVE = {
 def pack(args: Iterable[bytes | str | int | float]) -> bytes:
     """One command in the Redis protocol."""
     parts = [
-        arg if type(arg) is bytes else (arg.encode() if type(arg) is str else str(arg).encode()) for arg in args
+        arg if type(arg) is bytes else (arg.encode() if type(arg) is str else str(arg).encode())
+        for arg in args
     ]
     return b"".join([b"*%d\r\n" % len(parts), *[b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]])
 
@@ -112,9 +113,7 @@ class Client:
                 connection.disconnect()
                 if pooled:
                     continue  # it was dead, or died: at worst the script runs twice, which changes nothing
-                raise StoreUnavailable(
-                    f"Redis at {safe_url(self.url)} cannot be reached: {error}"
-                ) from error
+                raise StoreUnavailable(f"Redis at {safe_url(self.url)} cannot be reached: {error}") from error
             except BaseException:
                 connection.disconnect()  # a reply may be under way: this connection is of no use to anybody
                 raise
@@ -148,5 +147,8 @@ class Client:
 
 def subscription(client: Client) -> redis.client.PubSub:
     """A redis-py subscription on a connection pool of its own."""
-    pool = redis.ConnectionPool(connection_class=client._pool.connection_class, **client._pool.connection_kwargs)
-    return redis.Redis(connection_pool=pool).pubsub(ignore_subscribe_messages=True)
+    pool = redis.ConnectionPool(
+        connection_class=client._pool.connection_class, **client._pool.connection_kwargs
+    )
+    listener: redis.client.PubSub = redis.Redis(connection_pool=pool).pubsub()
+    return listener

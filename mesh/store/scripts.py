@@ -39,7 +39,9 @@ def _read(name: str) -> str:
 
 def _legal(source: str) -> str:
     verbs = [verb for verb in RULES if f"LEGAL.{verb}" in source]
-    rows = [f"{verb}={{{','.join(f'{state}=true' for state in sorted(RULES[verb].sources))}}}" for verb in verbs]
+    rows = [
+        f"{verb}={{{','.join(f'{state}=true' for state in sorted(RULES[verb].sources))}}}" for verb in verbs
+    ]
     return f"local LEGAL = {{{','.join(rows)}}}\n" if rows else ""
 
 
@@ -131,7 +133,9 @@ def script(function: Callable[..., Any]) -> Script:
     return Script(function)
 
 
-def call_together(client: Client, calls: Sequence[tuple[Bound, Sequence[bytes | str | int | float]]]) -> list[Any]:
+def call_together(
+    client: Client, calls: Sequence[tuple[Bound, Sequence[bytes | str | int | float]]]
+) -> list[Any]:
     """Run several scripts in one round trip; a server that does not know one is taught it and asked again."""
     commands = [bound.pack(args) for bound, args in calls]
     replies = client.calls(commands, len(commands))

@@ -182,7 +182,9 @@ def conclude(
 
 
 @script
-def annotate(prefix: Prefix, keep_ms: Arg[int], task_id: Arg[str], fence: Arg[str], document: Arg[bytes]) -> None: ...
+def annotate(
+    prefix: Prefix, keep_ms: Arg[int], task_id: Arg[str], fence: Arg[str], document: Arg[bytes]
+) -> None: ...
 
 
 @script

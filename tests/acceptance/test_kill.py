@@ -54,8 +54,10 @@ def test_kill_of_a_pool_process(redis_url: str, tmp_path: Path) -> None:
         os.kill(_children(fleet.processes["parent"].pid)[0], signal.SIGKILL)
         records = fleet.mesh.store.tasks.records
         wait_until(
-            lambda: sorted(one.crashes for one in records(held) if one) == [0, 1]
-            and all(one.status() == "running" for one in handles),
+            lambda: (
+                sorted(one.crashes for one in records(held) if one) == [0, 1]
+                and all(one.status() == "running" for one in handles)
+            ),
             20,
             f"the crashed one to run again: {records(held)} {fleet.tails()}",
         )

@@ -36,7 +36,13 @@ class Fleet:
         }
 
     def start(
-        self, agent_id: str, *, pool: str = "prefork", concurrency: int = 4, capabilities: str = "celery", app: str = "tests.chaos.kill_app"
+        self,
+        agent_id: str,
+        *,
+        pool: str = "prefork",
+        concurrency: int = 4,
+        capabilities: str = "celery",
+        app: str = "tests.chaos.kill_app",
     ) -> None:
         """Start an agent; returns at once."""
         log = (self.folder / f"{agent_id}.log").open("ab")
@@ -87,10 +93,11 @@ class Fleet:
 
     def tails(self, lines: int = 8) -> str:
         """The ends of the logs, for messages of failed tests."""
-        said = []
-        for log in sorted(self.folder.glob("*.log")):
-            said.append(f"== {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:]))
-        return "\n".join(said)
+        logs = sorted(self.folder.glob("*.log"))
+        return "\n".join(
+            "\n".join([f"== {log.name}", *log.read_text(errors="replace").splitlines()[-lines:]])
+            for log in logs
+        )
 
     def close(self) -> None:
         """End everything that was started."""

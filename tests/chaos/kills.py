@@ -12,11 +12,11 @@ import time
 import uuid
 from pathlib import Path
 
+from mesh.bus import messages
 from mesh.core.states import State
+from mesh.services.tasks import new_id
 from mesh.store.embedded import start_server
 from mesh.store.tasks import Publication
-from mesh.bus import messages
-from mesh.services.tasks import new_id
 from tests.chaos.fleet import Fleet
 from tests.waiting import wait_until
 
@@ -47,7 +47,11 @@ def repetition(fleet: Fleet, effects: Path, dice: random.Random, victim: str) ->
     tasks = fleet.mesh.store.tasks
 
     def held_by_victim() -> list[str]:
-        return [one.id for one in tasks.records(list(ids)) if one and one.agent == victim and not one.ended_already]
+        return [
+            one.id
+            for one in tasks.records(list(ids))
+            if one and one.agent == victim and not one.ended_already
+        ]
 
     wait_until(held_by_victim, 30, f"{victim} to hold tasks")
     moment = time.monotonic() + dice.uniform(0.0, 0.6)
@@ -101,9 +105,13 @@ def main() -> None:
                 except AssertionError:
                     print(fleet.tails(30))
                     raise
-                print(f"{turn + 1}/{chosen.repetitions}: all ended {took[-1]:.1f} s after the kill", flush=True)
+                print(
+                    f"{turn + 1}/{chosen.repetitions}: all ended {took[-1]:.1f} s after the kill", flush=True
+                )
             took.sort()
-            print(f"{len(took)} of {len(took)}: median {took[len(took) // 2]:.1f} s, longest {took[-1]:.1f} s")
+            print(
+                f"{len(took)} of {len(took)}: median {took[len(took) // 2]:.1f} s, longest {took[-1]:.1f} s"
+            )
         finally:
             fleet.close()
 

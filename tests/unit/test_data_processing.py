@@ -47,11 +47,15 @@ def outer():
 
 
 def mapped(folder: Path, *files: str, function: str = "count-python", **more: Any) -> dict[str, Any]:
-    return process({"operation": "map", "function": function, "files": list(files), **more}, data_dirs=[folder])
+    return process(
+        {"operation": "map", "function": function, "files": list(files), **more}, data_dirs=[folder]
+    )
 
 
 def reduced(*partials: dict[str, Any], function: str = "count-python", **more: Any) -> dict[str, Any]:
-    return process({"operation": "reduce", "function": function, "partials": list(partials), **more}, data_dirs=[])
+    return process(
+        {"operation": "reduce", "function": function, "partials": list(partials), **more}, data_dirs=[]
+    )
 
 
 def selected(query: str, folder: Path | None = None, **payload: Any) -> dict[str, Any]:
@@ -205,7 +209,9 @@ def test_a_final_answer_is_small_and_cannot_be_reduced(tmp_path: Path) -> None:
     assert len(final["top"]) == 1000
     assert final["distinct_identifiers"] == 5000
     assert "identifiers" not in final
-    assert "made with 'final'" in refusal({"operation": "reduce", "function": "count-python", "partials": [final]})
+    assert "made with 'final'" in refusal(
+        {"operation": "reduce", "function": "count-python", "partials": [final]}
+    )
 
 
 def counter(value: Any) -> str:
@@ -337,7 +343,8 @@ def test_paths_are_relative_to_any_data_directory_or_absolute(data: Path, tmp_pa
     (other / "more.txt").write_text("more\n")
     files = ["sub/good.txt", "more.txt", "link-in.txt", str(data / "sub/good.txt"), str(other / "more.txt")]
     answer = process(
-        {"operation": "map", "function": "count-lines", "files": files}, data_dirs=[data, tmp_path / "gone", other]
+        {"operation": "map", "function": "count-lines", "files": files},
+        data_dirs=[data, tmp_path / "gone", other],
     )
     assert (answer["files"], answer["lines"]) == (5, 5)
     assert "lies outside" in refusal({"operation": "map", "function": "count-lines", "files": files})
@@ -417,7 +424,16 @@ def test_a_query_joins_files_of_three_formats_and_rows(tables: Path) -> None:
 
 def test_rows_get_types_from_their_values() -> None:
     rows = [
-        {"i": 1, "big": 2**70, "f": 1, "s": "2024-01-01", "b": True, "mixed": "x", "nested": {"z": [1]}, "n": None},
+        {
+            "i": 1,
+            "big": 2**70,
+            "f": 1,
+            "s": "2024-01-01",
+            "b": True,
+            "mixed": "x",
+            "nested": {"z": [1]},
+            "n": None,
+        },
         {"i": None, "big": 1, "f": 2.5, "mixed": 3, "late": "yes"},
     ]
     answer = selected("select * from t", tables={"t": {"rows": rows}})
@@ -427,7 +443,17 @@ def test_rows_get_types_from_their_values() -> None:
         [None, 1, 2.5, None, None, "3", None, None, "yes"],
     ]
     types = selected("select typeof(columns(*)) from t limit 1", tables={"t": {"rows": rows}})["rows"][0]
-    assert types == ["BIGINT", "HUGEINT", "DOUBLE", "VARCHAR", "BOOLEAN", "JSON", "JSON", "VARCHAR", "VARCHAR"]
+    assert types == [
+        "BIGINT",
+        "HUGEINT",
+        "DOUBLE",
+        "VARCHAR",
+        "BOOLEAN",
+        "JSON",
+        "JSON",
+        "VARCHAR",
+        "VARCHAR",
+    ]
 
 
 def test_values_become_json() -> None:
@@ -467,7 +493,8 @@ def test_only_one_select_is_run(query: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["-- why\n/* -- */ select 1 -- so\n;", "(select 1) union (select 1)", "WITH a AS (SELECT 1) FROM a"]
+    "query",
+    ["-- why\n/* -- */ select 1 -- so\n;", "(select 1) union (select 1)", "WITH a AS (SELECT 1) FROM a"],
 )
 def test_a_select_may_be_written_in_many_ways(query: str) -> None:
     assert selected(query)["rows"] == [[1]]
@@ -529,11 +556,16 @@ def test_column_and_table_names_are_never_sql() -> None:
 def test_memory_is_bounded_also_where_duckdb_does_not_count_it() -> None:
     assert threading.current_thread() is threading.main_thread(), "elsewhere this query would take 10 GB"
     before = resource.getrlimit(resource.RLIMIT_AS)
-    for query in ("select repeat('x', 10000000) from range(1000)", "select list(range) from range(100000000)"):
+    for query in (
+        "select repeat('x', 10000000) from range(1000)",
+        "select list(range) from range(100000000)",
+    ):
         text = refusal({"operation": "sql", "query": query})
         assert text == "the query needs more than its 512 MiB of memory"
     assert resource.getrlimit(resource.RLIMIT_AS) == before
-    assert "larger than 16 MiB" in refusal({"operation": "sql", "query": "select repeat('x', 20000) from range(1000)"})
+    assert "larger than 16 MiB" in refusal(
+        {"operation": "sql", "query": "select repeat('x', 20000) from range(1000)"}
+    )
 
 
 class SoftLimit(Exception):
