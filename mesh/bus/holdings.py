@@ -203,7 +203,8 @@ class Outbox:
     def take(self) -> Batch | None:
         """What is there, to be sent now; None if nothing is."""
         self._news.clear()
-        starts, ends = [], []
+        starts: list[tuple[str, str, int]] = []
+        ends: list[Settlement] = []
         now = time.monotonic()
         with contextlib.suppress(IndexError):  # two threads may take at once: each gets a part
             for _ in range(len(self._starts)):

@@ -55,6 +55,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _from_json = msgspec.json.Decoder().decode
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
 _MISSING = object()
+_EMBED = b', {}, {"callbacks"'  # what follows the arguments in a body that `Mesh.submit` made
 
 
 def encode(
@@ -140,7 +141,7 @@ class Message(virtual.Message):  # type: ignore[misc]
             headers.update(changed)
             own = {name: value for name, value in changed.items() if name not in _KNOWN}
         elif content_type is None:
-            headers["argsrepr"] = body[:1024].decode(UTF8, "replace")
+            headers["argsrepr"] = body[1 : body.rfind(_EMBED)][:1024].decode(UTF8, "replace")
         headers["headers"] = own  # or Celery looks for them itself, in each task anew
         headers[ATTEMPT_HEADER] = {"fence": holding.fence, "run": holding.run}
         delivery_info = {"exchange": "", "routing_key": holding.queue, "redelivered": payload.redelivered}

@@ -39,7 +39,7 @@ def task(
     """
     check_name("task type", name)
     requirement = canonical([name, *(check_name("capability", one) for one in requires)])
-    final = (Invalid, *no_retry_for)
+    final: tuple[type[BaseException], ...] = (*_CONTROL, Invalid, *no_retry_for)
 
     def decorate(function: F) -> Any:
         @functools.wraps(function)
@@ -47,7 +47,7 @@ def task(
             with activate(Current(self.request, self.backend)):
                 try:
                     return function(*args, **kwargs)
-                except (*_CONTROL, *final):
+                except final:
                     raise
                 except Exception as error:
                     if self.request.called_directly or self.request.is_eager:

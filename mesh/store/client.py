@@ -23,6 +23,7 @@ from mesh.errors import StoreUnavailable
 
 __all__ = ["NETWORK_ERRORS", "Client", "NoScriptError", "ResponseError", "pack", "safe_url", "subscription"]
 
+_REFUSALS = (redis.ReadOnlyError, redis.AuthenticationError, redis.exceptions.NoPermissionError)
 NETWORK_ERRORS = (redis.ConnectionError, redis.TimeoutError, OSError)
 
 _KEEPALIVE = {
@@ -87,10 +88,13 @@ class Client:
         """Send one packed command, return its reply; an error reply is raised."""
         reply = self.calls([command], 1)[0]
         if isinstance(reply, Exception):
-            if "OOM" in str(reply) or "maxmemory" in str(reply):
+            text = str(reply)
+            if "OOM" in text or "maxmemory" in text:
                 raise StoreUnavailable(
-                    f"Redis at {safe_url(self.url)} is full (maxmemory) and takes nothing new; what is running can still end."
+                    f"Redis at {safe_url(self.url)} is full (maxmemory) and takes nothing new; what runs can still end."
                 ) from reply
+            if isinstance(reply, _REFUSALS):
+                raise StoreUnavailable(f"Redis at {safe_url(self.url)} refuses: {text}") from reply
             raise reply
         return reply
 
