@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mesh.errors import StoreUnavailable
 from mesh.settings import Settings
-from mesh.store import agents, chords, tasks
+from mesh.store import agents, chords, task_scripts
 from mesh.store.agents import Agents
 from mesh.store.chords import Chords
 from mesh.store.client import Client, ResponseError
@@ -62,4 +62,4 @@ class Store:
         self.client.close()
 
 
-SCRIPTS = (*tasks.ALL, *agents.ALL, *chords.ALL)
+SCRIPTS = (*task_scripts.ALL, *agents.ALL, *chords.ALL)
