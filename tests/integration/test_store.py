@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from mesh.core.states import HELD, LIVE, TERMINAL, State
-from mesh.store.client import ResponseError
+from mesh.errors import StoreUnavailable
 from mesh.store.embedded import Server, start_server
 from mesh.store.store import Store
 from mesh.store.tasks import Publication, Settlement
@@ -290,7 +290,7 @@ def test_counters_are_exact_after_a_random_day(redis_url: str, namespace: str) -
 def test_a_full_server_takes_nothing_new_but_lets_work_be_finished(namespace: str) -> None:
     with start_server() as server:
         store = full_store(server, namespace)
-        with pytest.raises(ResponseError, match="maxmemory"):
+        with pytest.raises(StoreUnavailable, match="full"):
             publish(store, "new")
         one, two, three = fetch(store, limit=3)
         assert begin(store, one) == "moved" and settle(store, one) == "moved"
