@@ -10,6 +10,7 @@ import gc
 import os
 import secrets
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -57,13 +58,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            for ignored in CELERYS_OWN_WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(ignored))
         if not isinstance(item, pytest.Function) or "cluster" not in getattr(item, "fixturenames", ()):
             continue
         pool, run = item.callspec.params["cluster"]
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TIMEOUT_S[run]))
-        for ignored in CELERYS_OWN_WARNINGS:
-            item.add_marker(pytest.mark.filterwarnings(ignored))
         pools = item.get_closest_marker("pools")
         if pools is not None and pool not in pools.args:
             item.add_marker(pytest.mark.skip(reason=pools.kwargs["reason"]))
