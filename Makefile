@@ -99,7 +99,7 @@ $(BENCH_INSTALLED): $(UV) pyproject.toml
 	@touch $@
 
 bench: $(BENCH_INSTALLED)
-	.venv-bench/bin/python benchmarks/compare.py $(BENCH_ARGS)
+	.venv-bench/bin/python -m benchmarks.compare $(BENCH_ARGS)
 
 # uv.lock holds download addresses and stays out of the repository; the export has versions and hashes only.
 lock: $(UV)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import sys
 import threading
@@ -191,6 +192,9 @@ class Agent:
 
     def start(self) -> None:
         """The pool has started: threads may."""
+        # What was loaded so far stays for good: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         threading.Thread(target=self.holdings.outbox.run, daemon=True, name="mesh-outbox").start()
         self.beat.start()
         self.health.start()

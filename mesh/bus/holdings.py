@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mesh.core.prefetch import RunTime, room
+from mesh.core.prefetch import RunTime, refill_at, room
 from mesh.core.states import State
 from mesh.errors import StoreUnavailable
 from mesh.store.scripts import Bound
@@ -25,7 +25,7 @@ from mesh.store.tasks import Entry, Settlement
 
 logger = logging.getLogger(__name__)
 UNSTARTED_LIMIT_S = 5.0  # a leased task that has not been started for so long goes back to its queue
-_COMMIT_S = 0.005  # the least time between two commits of the outbox's own
+_COMMIT_S = 0.02  # the least time between two commits of the outbox's own
 
 
 class Holding:
@@ -95,7 +95,9 @@ class Holdings:
         self.by_tag: dict[str, Holding] = {}
         self.outbox = Outbox(self)
         self.wake = Wake()
-        self.starved = False  # the loop waits for room: whoever makes some wakes it
+        self.starved = (
+            -1
+        )  # the loop waits until no more than so many are held: who makes it so wakes it; -1: it does not
         self.closed = False  # draining: nothing new is fetched
         self.alone_until = 0.0  # a watched task runs in this process: nothing else is fetched before
 
@@ -105,6 +107,10 @@ class Holdings:
             return 0
         slots = self.slots()
         return room(slots=slots, held=len(self.by_tag), average_s=self.run_time.average_s)
+
+    def starve(self) -> None:
+        """There is no room: wake the loop once there is."""
+        self.starved = -1 if self.closed else refill_at(slots=self.slots(), average_s=self.run_time.average_s)
 
     def add(self, task_id: str, fence: str, run: int, queue: str, priority: int | None = None) -> Holding:
         """Hold an attempt that was just leased."""
@@ -134,8 +140,8 @@ class Holdings:
         holding.request = None
         if holding.started_at is not None:
             self.run_time.observe(time.monotonic() - holding.started_at)
-        if self.starved:
-            self.starved = False
+        if len(self.by_tag) <= self.starved:
+            self.starved = -1
             self.wake.set()
 
     def acknowledge(self, holding: Holding, *, recorded_elsewhere: bool) -> None:

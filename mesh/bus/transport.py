@@ -50,7 +50,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
             return True
         if holdings.room() > 0:
             return True
-        holdings.starved = not holdings.closed
+        holdings.starve()
         return False
 
     def append(self, message: Any, delivery_tag: str) -> None:

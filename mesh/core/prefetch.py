@@ -28,7 +28,22 @@ class RunTime:
             self.average_s += (run_s - self.average_s) * _SMOOTHING
 
 
-def room(*, slots: int, held: int, average_s: float) -> int:
-    """How many more tasks may be leased, given `slots` (concurrency), `held` leases and the average run time in seconds."""
+def goal(*, slots: int, average_s: float) -> int:
+    """How many tasks an agent wants to hold, given `slots` (concurrency) and the average run time in seconds."""
     window = int(slots * WINDOW_S / max(average_s, 1e-4))
-    return max(0, max(slots, min(window, slots + MAX_BATCH)) - held)
+    return max(slots, min(window, slots + MAX_BATCH))
+
+
+def refill_at(*, slots: int, average_s: float) -> int:
+    """Down to how many held tasks an agent does not fetch: half of the goal, so that short tasks travel in batches.
+
+    A free slot is always filled at once.
+    """
+    return max(slots - 1, goal(slots=slots, average_s=average_s) // 2)
+
+
+def room(*, slots: int, held: int, average_s: float) -> int:
+    """How many more tasks may be leased now, given `held` leases."""
+    if held > refill_at(slots=slots, average_s=average_s):
+        return 0
+    return goal(slots=slots, average_s=average_s) - held
