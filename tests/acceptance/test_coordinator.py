@@ -139,6 +139,7 @@ def test_redis_goes_away_and_comes_back(tmp_path: Path, namespace: str) -> None:
         wait_until(lambda: leader(place) == "c1", 5, "c1 to lead")
         server.kill()
         wait_until(lambda: ask(f"{url}/health/ready")[0] == 503, 10, "it to notice")
+        wait_until(lambda: "Redis is away" in process.output(), 10, "its loops to notice")
         assert ask(f"{url}/health/live")[0] == 200
         status, body = ask(f"{url}/health")
         assert status == 503 and "cannot be reached" in body["detail"]
