@@ -144,6 +144,7 @@ def parse_record(task_id: str, raw: Sequence[bytes]) -> Record | None:
     texts = [value.decode() for value in raw]
     fields: dict[str, str] = dict(zip(texts[::2], texts[1::2], strict=True))
     numbers = {name: int(float(fields.pop(name))) for name in (*_TIMES, *_COUNTS) if name in fields}
+    numbers.setdefault("queued", numbers.get("created", 0))
     agent = fields.pop("agent", None)
     known: dict[str, Any] = {
         name: fields.pop(name) for name in ("type", "queue", "fence", "error", "reason") if name in fields

@@ -46,7 +46,7 @@ local function consider(id, queue)
   local watched = r[4] or r[5]
   if watched then
     if #taken > 0 then return end
-    if isolated ~= '1' and idle ~= '1' and now - tonumber(r[7]) < tonumber(patience_ms) then return end
+    if isolated ~= '1' and idle ~= '1' and now - tonumber(r[7] or 0) < tonumber(patience_ms) then return end
   end
   local message = redis.call('GET', MESSAGE .. id)
   if not message then

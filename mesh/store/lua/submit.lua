@@ -55,6 +55,7 @@ local function publish(at, index)
   local id, queue, kind, token = ARGV[at], ARGV[at + 1], ARGV[at + 7], ARGV[at + 8]
   local key = TASK .. id
   local state, known, run, old_queue = unpack(redis.call('HMGET', key, 'state', 'token', 'run', 'queue'))
+  known = known or ''
   if state then
     if kind == 'create' then return token == known and 'exists' or 'conflict' end
     if token == known then return 'exists' end
@@ -65,6 +66,7 @@ local function publish(at, index)
   if not register(queue) then return 'full' end
   local from = nil
   if state then
+    from = state
     withdraw(id, key, state, old_queue)
     run = run + 1
     if not LEGAL.resubmit[state] then
@@ -77,8 +79,10 @@ local function publish(at, index)
   local score = text((9 - tonumber(priority)) * 562949953421312 + arrival + index)
   redis.call('SET', MESSAGE .. id, ARGV[at + 4])
   local target = delay == '' and 'queued' or 'scheduled'
+  -- What is empty or follows from another field is left out of a new record: bulk submission is bound by these bytes.
   redis.call('HSET', key, 'v', '1', 'state', target, 'type', ARGV[at + 2], 'queue', queue, 'priority', priority, 'run', run,
-    'score', score, 'created', stamp, 'queued', stamp, 'token', token, 'fence', '')
+    'score', score, 'created', stamp)
+  if from or token ~= '' then redis.call('HSET', key, 'token', token, 'queued', stamp, 'fence', '') end
   if extra ~= '' then redis.call('HSET', key, unpack(cmsgpack.unpack(extra))) end
   if expires ~= '' then
     local at_ms = text(now + tonumber(expires))
