@@ -7,12 +7,12 @@
 --   child    a Celery call by another task's attempt: token = `parent:run`; the first publication of a run wins, and an
 --            older run of the parent that publishes late changes nothing about a live id.
 -- Answers one word a task: moved | exists | conflict | full.
--- The script is laid out for new tasks in bulk: few closures, one ZADD a queue.
+-- The script is laid out for new tasks in bulk: few closures, one MSET, one ZADD a queue.
 -- Invariant: an acknowledged task has a record and a message, and is in exactly one of a queue and the schedule.
 local WIDTH, LIMIT = 10, 10000
 local number = (#ARGV - FIRST + 1) / WIDTH
 local arrival = redis.call('INCRBY', sequence, number) - number
-local answers, news, told, arrivals = {}, {}, {}, {}
+local answers, news, told, arrivals, messages = {}, {}, {}, {}, {}
 
 -- Tells agents of a requirement of several capabilities that is new; false if there are too many of them.
 local function register(queue)
@@ -33,8 +33,9 @@ end
 local function publish(at, index)
   local id, queue, token = ARGV[at], ARGV[at + 1], ARGV[at + 8]
   local key = TASK .. id
-  local state, known, run, old_queue = unpack(redis.call('HMGET', key, 'state', 'token', 'run', 'queue'))
+  local state, known, run, old_queue = redis.call('HGET', key, 'state'), nil, 0, nil
   if state then
+    known, run, old_queue = unpack(redis.call('HMGET', key, 'token', 'run', 'queue'))
     known = known or ''
     local kind = ARGV[at + 7]
     if kind == 'create' then return token == known and 'exists' or 'conflict' end
@@ -61,10 +62,11 @@ local function publish(at, index)
   local priority, delay, expires, extra = ARGV[at + 3], ARGV[at + 5], ARGV[at + 6], ARGV[at + 9]
   local score = text((9 - priority) * 562949953421312 + arrival + index)
   local target = delay == '' and 'queued' or 'scheduled'
-  redis.call('SET', MESSAGE .. id, ARGV[at + 4])
+  messages[#messages + 1] = MESSAGE .. id
+  messages[#messages + 1] = ARGV[at + 4]
   -- What is empty or follows from another field is left out of a new record: bulk submission is bound by these bytes.
   redis.call('HSET', key, 'v', '1', 'state', target, 'type', ARGV[at + 2], 'queue', queue, 'priority', priority, 'run',
-    state and run + 1 or 1, 'score', score, 'created', stamp)
+    run + 1, 'score', score, 'created', stamp)
   if state or token ~= '' then redis.call('HSET', key, 'token', token, 'queued', stamp, 'fence', '') end
   if extra ~= '' then redis.call('HSET', key, unpack(cmsgpack.unpack(extra))) end
   if expires ~= '' then
@@ -74,6 +76,7 @@ local function publish(at, index)
   end
   if target == 'scheduled' then
     redis.call('ZADD', scheduled, text(now + delay), id)
+    count(queue, target, 1)
   else
     local entries = arrivals[queue]
     if not entries then
@@ -83,7 +86,6 @@ local function publish(at, index)
     entries[#entries + 1] = score
     entries[#entries + 1] = id
   end
-  count(queue, target, 1)
   news[#news + 1] = stamp
   news[#news + 1] = id
   return 'moved'
@@ -92,7 +94,11 @@ end
 for index = 1, number do
   answers[index] = publish(FIRST + (index - 1) * WIDTH, index)
 end
+for first = 1, #messages, 4000 do
+  redis.call('MSET', unpack(messages, first, math.min(first + 3999, #messages)))
+end
 for queue, entries in pairs(arrivals) do
+  count(queue, 'queued', #entries / 2)
   for first = 1, #entries, 4000 do
     redis.call('ZADD', QUEUE .. queue, unpack(entries, first, math.min(first + 3999, #entries)))
   end
