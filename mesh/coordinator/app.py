@@ -1,4 +1,4 @@
-"""The coordinator's HTTP service: for now its health, for probes, load balancers and people."""
+"""The coordinator's HTTP service: its health, for probes, load balancers and people."""
 
 from __future__ import annotations
 
