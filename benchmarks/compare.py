@@ -239,7 +239,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--samples", type=int, default=300, help="round trips per latency measurement (300)")
     parser.add_argument(
-        "--limit-s", type=float, default=1200.0, help="begin no measurement after this time, s (720)"
+        "--limit-s", type=float, default=1200.0, help="begin no measurement after this time, s (1200)"
     )
     parser.add_argument(
         "--only", default=",".join(PLACES), help="comma-separated names or beginnings of names"
