@@ -18,7 +18,7 @@ from ..bus import runtime
 from ..bus.holdings import Holding, Holdings
 from ..core.names import check_name
 from ..core.requirements import capabilities_of, is_compound, satisfies
-from ..errors import MeshError
+from ..errors import Invalid, MeshError
 from ..settings import Settings
 from ..store.client import safe_url
 from .beat import Beat
@@ -247,12 +247,22 @@ def _settings(settings: Settings, options: dict[str, Any]) -> Settings:
             one.strip() for one in given["capabilities"].split(",") if one.strip()
         )
     if "labels" in given:
-        changes["agent_labels"] = dict(
-            pair.split("=", 1) for pair in given["labels"].split(",") if "=" in pair
-        )
+        changes["agent_labels"] = _labels(given["labels"])
     if "health_port" in given:
+        if not str(given["health_port"]).isdigit():
+            raise Invalid(
+                f"--health-port is {given['health_port']!r}, but must be a port number from 1 to 65535."
+            )
         changes["agent_port"], changes["port_was_asked"] = int(given["health_port"]), True
     return dataclasses.replace(settings, **changes)
+
+
+def _labels(text: str) -> dict[str, str]:
+    pairs = [pair.strip().partition("=") for pair in text.split(",") if pair.strip()]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise Invalid(f"--labels is {text!r}, but must be written as name=value,name=value.")
+    return {name: value for name, _, value in pairs}
 
 
 class AgentStep(bootsteps.StartStopStep):  # type: ignore[misc]
