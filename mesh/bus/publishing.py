@@ -17,7 +17,7 @@ from mesh.bus import runtime
 from mesh.bus.messages import ATTEMPT_HEADER, CALL_HEADER, compact
 from mesh.errors import Invalid
 from mesh.store.store import Store
-from mesh.store.tasks import Entry, Publication
+from mesh.store.tasks import Entry, Template
 
 DEFAULT_PRIORITY = 4
 
@@ -96,22 +96,17 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
         if call.get("chord")
         else None
     )
-    word = store.tasks.submit(
-        [
-            Publication(
-                id=task_id,
-                queue=queue,
-                type=task_type,
-                message=message,
-                priority=priority,
-                delay_ms=delay_ms,
-                expires_ms=_ms_from_now(headers["expires"], now) if headers.get("expires") else None,
-                kind="child" if parent is not None else "outside",
-                token=parent if parent is not None else str(call.get("nonce") or uuid.uuid4().hex),
-                extra=("chord", chord) if chord else (),
-            )
-        ]
-    )[0]
+    template = Template(
+        queue=queue,
+        type=task_type,
+        priority=priority,
+        delay_ms=delay_ms,
+        expires_ms=_ms_from_now(headers["expires"], now) if headers.get("expires") else None,
+        kind="child" if parent is not None else "outside",
+        extra=("chord", chord) if chord else (),
+    )
+    token = parent if parent is not None else str(call.get("nonce") or uuid.uuid4().hex)
+    word = store.tasks.submit([template.publication(task_id, message, token)])[0]
     if word == "full":
         raise OperationalError(f"No more requirements can be registered (queue {queue}): 10,000 are in use.")
     return word

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from mesh.errors import (
     Unsatisfiable,
 )
 from mesh.store.store import Store
-from mesh.store.tasks import Record
+from mesh.store.tasks import Record, Template
 
 _EMBED = b', {}, {"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'
 _BATCH = 500  # tasks published by one script: some milliseconds of Redis's time
@@ -72,14 +72,26 @@ _to_json = msgspec.json.Encoder(enc_hook=_plain).encode
 class _Shape:
     """What the tasks of one submission have in common."""
 
-    queue: str
     task_type: str
     headers: dict[str, Any] | None
-    middle: tuple[Any, Any, Any]  # priority, delay, expiry
-    extra: bytes
+    template: Template
+
+    @property
+    def queue(self) -> str:
+        """The requirement."""
+        return self.template.queue
 
 
 def _shape(task_type: str, options: Options) -> _Shape:
+    return _plain_shape(task_type) if options is DEFAULTS else _make_shape(task_type, options)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain_shape(task_type: str) -> _Shape:
+    return _make_shape(task_type, DEFAULTS)
+
+
+def _make_shape(task_type: str, options: Options) -> _Shape:
     if not isinstance(options.priority, int) or not 0 <= options.priority <= 9:
         raise Invalid(f"Priority {options.priority!r} is not a whole number from 0 to 9 (9 is first).")
     for name in ("countdown_s", "expires_s", "timeout_s"):
@@ -91,16 +103,15 @@ def _shape(task_type: str, options: Options) -> _Shape:
         headers["timelimit"] = [options.timeout_s + _HARD_AFTER_S, options.timeout_s]
     if options.ignore_result:
         headers["ignore_result"] = True
-    delay = "" if not options.countdown_s else int(options.countdown_s * 1000)
-    expires = "" if options.expires_s is None else int(options.expires_s * 1000)
-    extra = ["labels", json.dumps(dict(options.labels))] if options.labels else []
-    return _Shape(
-        requirement_of(task_type, options.requires),
-        task_type,
-        headers or None,
-        (options.priority, delay, expires),
-        msgspec.msgpack.encode(extra) if extra else b"",
+    template = Template(
+        queue=requirement_of(task_type, options.requires),
+        type=task_type,
+        priority=options.priority,
+        delay_ms=int(options.countdown_s * 1000) if options.countdown_s else None,
+        expires_ms=None if options.expires_s is None else int(options.expires_s * 1000),
+        extra=("labels", json.dumps(dict(options.labels))) if options.labels else (),
     )
+    return _Shape(task_type, headers or None, template)
 
 
 def new_id() -> str:
@@ -109,8 +120,8 @@ def new_id() -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-def _words(shape: _Shape, payload: Any, task_id: str | None, limit: int) -> tuple[str, tuple[Any, ...], int]:
-    """(id, the ten values of a publication, size of its message in bytes)."""
+def _publication(shape: _Shape, payload: Any, task_id: str | None, limit: int) -> tuple[str, bytes]:
+    """(id, the packed publication)."""
     try:
         body = b"[[]" + _EMBED if payload is None else b"[[" + _to_json(payload) + b"]" + _EMBED
     except (TypeError, ValueError, RecursionError) as error:
@@ -127,11 +138,7 @@ def _words(shape: _Shape, payload: Any, task_id: str | None, limit: int) -> tupl
         content = b"\0".join((shape.task_type.encode(), shape.queue.encode(), body))
         token = hashlib.blake2b(content, digest_size=16).hexdigest()
     message = messages.encode(shape.task_type, body, headers=shape.headers)
-    priority, delay, expires = shape.middle
-    words = (
-        task_id, shape.queue, shape.task_type, priority, message, delay, expires, "create", token, shape.extra
-    )  # fmt: skip
-    return task_id, words, len(message)
+    return task_id, shape.template.publication(task_id, message, token)
 
 
 def check_task_id(task_id: str) -> str:
@@ -157,8 +164,8 @@ def submit(
     if task_id is not None:
         check_task_id(task_id)
     shape = _shape(task_type, options)
-    new, words, _ = _words(shape, payload, task_id, store.settings.max_payload_bytes)
-    _check(store.tasks.submit_words(words)[0], new, shape)
+    new, publication = _publication(shape, payload, task_id, store.settings.max_payload_bytes)
+    _check(store.tasks.submit([publication])[0], new, shape)
     return new
 
 
@@ -168,23 +175,25 @@ def submit_many(
     """Publish many tasks of one type, some hundreds in a step; their ids in order. All payloads are checked first."""
     shape = _shape(task_type, options)
     limit = store.settings.max_payload_bytes
-    made = [_words(shape, payload, None, limit) for payload in payloads]
-    batch: list[Any] = []
-    number = size = 0
-    for _, words, length in made:
-        if number == _BATCH or (number and size + length > _BATCH_BYTES):
-            _send(store, batch, shape)
-            batch, number, size = [], 0, 0
-        batch.extend(words)
-        number, size = number + 1, size + length
-    if batch:
-        _send(store, batch, shape)
-    return [task_id for task_id, _, _ in made]
+    made = [_publication(shape, payload, None, limit) for payload in payloads]
+    ids = [task_id for task_id, _ in made]
+    at = 0
+    for answer in store.tasks.submit_batches(_batches([publication for _, publication in made])):
+        for word in answer:
+            _check(word, ids[at], shape)
+            at += 1
+    return ids
 
 
-def _send(store: Store, batch: Sequence[Any], shape: _Shape) -> None:
-    for index, word in enumerate(store.tasks.submit_words(batch)):
-        _check(word, batch[index * 10], shape)
+def _batches(publications: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    first = size = 0
+    for index, publication in enumerate(publications):
+        size += len(publication)
+        if index > first and (index - first == _BATCH or size > _BATCH_BYTES):
+            yield publications[first:index]
+            first, size = index, len(publication)
+    if first < len(publications):
+        yield publications[first:]
 
 
 def _check(word: str, task_id: str, shape: _Shape) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import redis
@@ -21,7 +21,16 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from mesh.errors import StoreUnavailable
 
-__all__ = ["NETWORK_ERRORS", "Client", "NoScriptError", "ResponseError", "pack", "safe_url", "subscription"]
+__all__ = [
+    "NETWORK_ERRORS",
+    "Client",
+    "NoScriptError",
+    "ResponseError",
+    "pack",
+    "pack_words",
+    "safe_url",
+    "subscription",
+]
 
 _REFUSALS = (redis.ReadOnlyError, redis.AuthenticationError, redis.exceptions.NoPermissionError)
 NETWORK_ERRORS = (redis.ConnectionError, redis.TimeoutError, OSError)
@@ -33,13 +42,19 @@ _KEEPALIVE = {
 }
 
 
+def pack_words(words: Iterable[bytes | str | int | float]) -> list[bytes]:
+    """Each word as a bulk string of the Redis protocol."""
+    packed = []
+    for word in words:
+        data = word if type(word) is bytes else (word.encode() if type(word) is str else str(word).encode())
+        packed.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return packed
+
+
 def pack(args: Iterable[bytes | str | int | float]) -> bytes:
     """One command in the Redis protocol."""
-    parts = [
-        arg if type(arg) is bytes else (arg.encode() if type(arg) is str else str(arg).encode())
-        for arg in args
-    ]
-    return b"".join([b"*%d\r\n" % len(parts), *[b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]])
+    words = pack_words(args)
+    return b"".join([b"*%d\r\n" % len(words), *words])
 
 
 def safe_url(url: str) -> str:
@@ -86,7 +101,10 @@ class Client:
 
     def call(self, command: bytes) -> Any:
         """Send one packed command, return its reply; an error reply is raised."""
-        reply = self.calls([command], 1)[0]
+        return self.checked(self.calls([command], 1)[0])
+
+    def checked(self, reply: Any) -> Any:
+        """A reply, if it is none of an error; else the error is raised, as what it means."""
         if isinstance(reply, Exception):
             text = str(reply)
             if "OOM" in text or "maxmemory" in text:
@@ -97,6 +115,43 @@ class Client:
                 raise StoreUnavailable(f"Redis at {safe_url(self.url)} refuses: {text}") from reply
             raise reply
         return reply
+
+    def stream(self, commands: Iterable[bytes]) -> Iterator[Any]:
+        """The replies of packed commands, in order; each is sent while the server still works on the one before.
+
+        Error replies are returned as exceptions. What is under way when the network fails is sent once more: commands
+        must bear being repeated.
+        """
+        connection: redis.Connection | None = self.connection()
+        waiting: deque[bytes] = deque()
+
+        def answer() -> Any:
+            nonlocal connection
+            command = waiting.popleft()
+            if connection is not None:
+                try:
+                    return self._read(connection)
+                except NETWORK_ERRORS:
+                    connection.disconnect()
+                    connection = None
+            return self.calls([command], 1)[0]
+
+        try:
+            for command in commands:
+                waiting.append(command)
+                if connection is not None:
+                    try:
+                        connection.send_packed_command([command], check_health=False)
+                    except NETWORK_ERRORS:
+                        connection.disconnect()
+                        connection = None
+                if len(waiting) > 1:
+                    yield answer()
+            while waiting:
+                yield answer()
+        finally:
+            if connection is not None:
+                connection.disconnect()
 
     def calls(self, commands: Sequence[bytes], replies: int) -> list[Any]:
         """Send packed commands in one write, return one reply each; error replies are returned as exceptions."""

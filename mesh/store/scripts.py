@@ -16,12 +16,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Annotated, Any, TypeVar
 
 from mesh.core.states import CELERY_STATUS, RULES
-from mesh.store.client import Client, NoScriptError, pack
+from mesh.store.client import Client, NoScriptError, pack, pack_words
 from mesh.store.keys import BY_NAME, TABLE, Keys
 
 T = TypeVar("T")
@@ -109,18 +110,37 @@ class Bound:
 
     def pack(self, args: Sequence[bytes | str | int | float]) -> bytes:
         """The packed EVALSHA with these arguments."""
-        parts = [b"*%d\r\n" % (self._words + len(args)), self._head]
-        for arg in args:
-            data = arg if type(arg) is bytes else (arg.encode() if type(arg) is str else str(arg).encode())
-            parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
-        return b"".join(parts)
+        return b"".join([b"*%d\r\n" % (self._words + len(args)), self._head, *pack_words(args)])
+
+    def pack_parts(self, parts: Sequence[bytes], width: int) -> bytes:
+        """The packed EVALSHA of arguments that are packed already, `width` of them in each part."""
+        return b"".join([b"*%d\r\n" % (self._words + len(parts) * width), self._head, *parts])
+
+    def stream(self, commands: Iterable[bytes]) -> Iterator[Any]:
+        """The replies of several packed calls, see `Client.stream`."""
+        sent: deque[bytes] = deque()
+
+        def remembered() -> Iterator[bytes]:
+            for command in commands:
+                sent.append(command)
+                yield command
+
+        for reply in self._client.stream(remembered()):
+            command = sent.popleft()
+            if isinstance(reply, NoScriptError):
+                self.load()
+                reply = self._client.call(command)
+            yield self._client.checked(reply)
 
     def load(self) -> None:
         """Teach the server this script."""
         self._client.call(self.script._load)
 
     def __call__(self, *args: bytes | str | int | float) -> Any:
-        command = self.pack(args)
+        return self.call(self.pack(args))
+
+    def call(self, command: bytes) -> Any:
+        """Run a packed call."""
         try:
             return self._client.call(command)
         except NoScriptError:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mesh.core.states import LIVE, TERMINAL, State
-from mesh.store.client import Client
+from mesh.store.client import Client, pack_words
 from mesh.store.keys import Keys
 from mesh.store.scripts import Bound, call_together
 from mesh.store.task_scripts import ALL
 
-__all__ = ["Entry", "Fetched", "Publication", "Record", "Settlement", "Tasks"]
+__all__ = ["Entry", "Fetched", "Record", "Settlement", "Tasks", "Template"]
 
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -25,35 +25,46 @@ _pack = msgspec.msgpack.Encoder().encode
 _WIDTH = 10  # values of one publication, see submit.lua
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Publication:
-    """One task to be published; see `lua/submit.lua` for what `kind` and `token` mean."""
+class Template:
+    """What the publications of one submission have in common, packed once; see `lua/submit.lua` for `kind`.
 
-    id: str
-    queue: str
-    type: str
-    message: bytes
-    priority: int = 4
-    delay_ms: int | None = None
-    expires_ms: int | None = None
-    kind: str = "create"
-    token: str = ""
-    extra: Sequence[Any] = ()  # more fields of the record: name, value, name, value ...
+    `extra`: more fields of the record: name, value, name, value ...
+    """
 
-    def words(self) -> tuple[Any, ...]:
-        """The ten values that `submit.lua` takes."""
-        return (
-            self.id,
-            self.queue,
-            self.type,
-            self.priority,
-            self.message,
-            "" if self.delay_ms is None else self.delay_ms,
-            "" if self.expires_ms is None else self.expires_ms,
-            self.kind,
-            self.token,
-            _pack(list(self.extra)) if self.extra else b"",
+    __slots__ = ("_common", "queue")
+
+    def __init__(
+        self,
+        *,
+        queue: str,
+        type: str,
+        priority: int = 4,
+        delay_ms: int | None = None,
+        expires_ms: int | None = None,
+        kind: str = "create",
+        extra: tuple[Any, ...] = (),
+    ) -> None:
+        self.queue = queue
+        self._common = b"".join(
+            pack_words(
+                (
+                    queue,
+                    type,
+                    priority,
+                    "" if delay_ms is None else delay_ms,
+                    "" if expires_ms is None else expires_ms,
+                    kind,
+                    _pack(list(extra)) if extra else b"",
+                )
+            )
         )
+
+    def publication(self, task_id: str, message: bytes, token: str = "") -> bytes:
+        """One publication, packed; see `lua/submit.lua` for what `token` means."""
+        name, mark = task_id.encode(), token.encode()
+        return b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b" % (
+            len(name), name, len(message), message, len(mark), mark, self._common
+        )  # fmt: skip
 
 
 class Fetched(NamedTuple):
@@ -154,7 +165,7 @@ def parse_record(task_id: str, raw: Sequence[bytes]) -> Record | None:
         state=State(fields.pop("state")),
         agent=agent.partition("#")[0] if agent else None,
         other=fields,
-        **{"type": "", "queue": "", **known, **numbers},
+        **{"type": known["queue"], **known, **numbers},
     )
 
 
@@ -182,15 +193,16 @@ class Tasks:
 
     # -- producers
 
-    def submit(self, publications: Sequence[Publication]) -> list[str]:
-        """Publish tasks in one step; one word each: moved | exists | conflict | full."""
-        words = [word for publication in publications for word in publication.words()]
-        return self.submit_words(words)
+    def submit(self, publications: Sequence[bytes]) -> list[str]:
+        """Publish tasks (see `Template`) in one step; one word each: moved | exists | conflict | full."""
+        bound = self.bound["submit"]
+        return [word.decode() for word in bound.call(bound.pack_parts(publications, _WIDTH))]
 
-    def submit_words(self, words: Sequence[Any]) -> list[str]:
-        """`submit` for callers that have laid the ten values of each task out themselves."""
-        answer: list[bytes] = self.bound["submit"](*words)
-        return [word.decode() for word in answer]
+    def submit_batches(self, batches: Iterable[Sequence[bytes]]) -> Iterator[list[str]]:
+        """`submit` for many batches, one step each: one is sent while the server still works on the one before."""
+        bound = self.bound["submit"]
+        for answer in bound.stream(bound.pack_parts(batch, _WIDTH) for batch in batches):
+            yield [word.decode() for word in answer]
 
     def cancel(self, task_id: str, reason: str) -> tuple[str, str, str]:
         """Cancel a task that has not ended: (moved | missing | stale, state it was in, chord due by it)."""

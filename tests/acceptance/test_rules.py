@@ -16,7 +16,7 @@ from mesh.bus import messages
 from mesh.core.states import State
 from mesh.errors import DeadLettered, TaskFailed
 from mesh.services.tasks import new_id
-from mesh.store.tasks import Publication, Record
+from mesh.store.tasks import Record, Template
 from tests.chaos.fleet import Fleet
 from tests.waiting import wait_until
 
@@ -42,9 +42,8 @@ def publish(
     body = f'[{args},{{}},{{"callbacks":null,"errbacks":null,"chain":null,"chord":null}}]'
     task_id = new_id()
     message = messages.encode(name, body.encode(), headers=headers)
-    fleet.mesh.store.tasks.submit(
-        [Publication(id=task_id, queue=str(more.pop("queue", "celery")), type=name, message=message, **more)]  # type: ignore[arg-type]
-    )
+    template = Template(queue=str(more.pop("queue", "celery")), type=name, **more)  # type: ignore[arg-type]
+    fleet.mesh.store.tasks.submit([template.publication(task_id, message)])
     return task_id
 
 

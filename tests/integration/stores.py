@@ -10,7 +10,7 @@ from mesh.core.states import State
 from mesh.settings import Settings
 from mesh.store.scripts import Script
 from mesh.store.store import Store
-from mesh.store.tasks import Entry, Fetched, Publication, Record, Settlement
+from mesh.store.tasks import Entry, Fetched, Record, Settlement, Template
 
 LONG_AGO_MS = 1  # a time that has passed, by any clock
 MINUTE_MS = 60_000
@@ -32,10 +32,16 @@ def without_fences(store: Store) -> Store:
     return store
 
 
+def publication(
+    task_id: str, queue: str = "work", *, message: bytes = b"message of t", token: str = "", **more: Any
+) -> bytes:
+    """One packed publication; `more` as `Template` takes it."""
+    return Template(queue=queue, **{"type": "t", **more}).publication(task_id, message, token)
+
+
 def publish(store: Store, task_id: str, queue: str = "work", **more: Any) -> str:
     """Publish one task; the script's word for it."""
-    publication = Publication(id=task_id, queue=queue, **{"type": "t", "message": b"message of t", **more})
-    return store.tasks.submit([publication])[0]
+    return store.tasks.submit([publication(task_id, queue, **more)])[0]
 
 
 def fetch(store: Store, *queues: str, **more: Any) -> list[Fetched]:

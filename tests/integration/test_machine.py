@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from mesh.core.states import HELD, LIVE, RULES, TERMINAL, State, Verb
 from mesh.store.store import Store
-from mesh.store.tasks import Entry, Publication, Settlement
+from mesh.store.tasks import Entry, Settlement
 from tests.integration import stores
 from tests.integration.model import MAX_CRASHES, REPLAYABLE, Model, Task
 
@@ -72,10 +72,9 @@ class Life(RuleBasedStateMachine):
         message = b"m%d" % next(_names)
         (word,) = self.store.tasks.submit(
             [
-                Publication(
-                    id=task_id,
-                    queue=queue,
-                    type="t",
+                stores.publication(
+                    task_id,
+                    queue,
                     message=message,
                     priority=priority,
                     delay_ms=LATER_MS if later else None,

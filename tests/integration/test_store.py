@@ -9,7 +9,7 @@ from mesh.core.states import HELD, LIVE, TERMINAL, State
 from mesh.errors import StoreUnavailable
 from mesh.store.embedded import Server, start_server
 from mesh.store.store import Store
-from mesh.store.tasks import Publication, Settlement
+from mesh.store.tasks import Settlement
 from tests.integration.stores import (
     LONG_AGO_MS,
     MINUTE_MS,
@@ -23,6 +23,7 @@ from tests.integration.stores import (
     lose_lease,
     members,
     open_store,
+    publication,
     publish,
     record,
     settle,
@@ -228,12 +229,7 @@ def test_the_end_is_told_on_the_channel_of_the_result(store: Store) -> None:
 
 def test_the_newest_tasks_are_listed_first_and_the_list_is_bounded(store: Store) -> None:
     for first in range(0, 10_500, 500):
-        store.tasks.submit(
-            [
-                Publication(id=f"t{number}", queue="work", type="t", message=b"m")
-                for number in range(first, first + 500)
-            ]
-        )
+        store.tasks.submit([publication(f"t{number}") for number in range(first, first + 500)])
     assert len(store.tasks.recent(3)) == 3
     assert store.client.execute("ZCARD", store.keys["recent"]) <= 10_500
     store.client.execute("ZADD", store.keys["recent"], store.agents.now_ms() + 1, "t7")

@@ -4,7 +4,6 @@ import pytest
 
 from mesh.core.states import State
 from mesh.store.store import Store
-from mesh.store.tasks import Publication
 from tests.integration.stores import (
     LONG_AGO_MS,
     MINUTE_MS,
@@ -18,6 +17,7 @@ from tests.integration.stores import (
     lose_lease,
     members,
     open_store,
+    publication,
     publish,
     record,
     settle,
@@ -130,7 +130,7 @@ def test_several_at_once_are_answered_one_by_one(store: Store) -> None:
     publish(store, "old", token="t")
     words = store.tasks.submit(
         [
-            Publication(id=one, queue=queue, type="t", message=b"m", token=token)
+            publication(one, queue, token=token)
             for one, queue, token in [
                 ("new", "work", "t"),
                 ("old", "work", "t"),

@@ -9,7 +9,7 @@ if record_state and not LEGAL.conclude[record_state] then
 end
 if not record_state then
   queue = ''
-  redis.call('HSET', key, 'v', '1', 'type', '', 'queue', '', 'priority', '4', 'run', '1', 'created', stamp)
+  redis.call('HSET', key, 'v', '1', 'queue', '', 'created', stamp)
 end
 local group = finish(task_id, queue, record_state, state, chord, document, true, keep_ms)
 if record_state == 'queued' then dequeue(task_id, queue) end

@@ -57,7 +57,7 @@ local function consider(id, queue)
   end
   local attempt = (tonumber(r[2]) or 0) + 1
   local marks = (attempt > 1 and 1 or 0) + (watched and 2 or 0)
-  taken[#taken + 1] = {id, queue, attempt .. '-' .. nonce, r[3], marks, message, attempt, watched, r[6], r[9]}
+  taken[#taken + 1] = {id, queue, attempt .. '-' .. nonce, r[3] or '1', marks, message, attempt, watched, r[6], r[9] or '4'}
   gone[queue][#gone[queue] + 1] = id
   alone = watched and true or false
 end

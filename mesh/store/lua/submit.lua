@@ -1,6 +1,6 @@
 --#include time counts queues
--- Publishes tasks. Ten arguments a task: id, queue, type, priority, message, delay_ms or '', expires_ms or '',
--- kind (create | outside | child), token, extra (msgpack list of more fields and values, or '').
+-- Publishes tasks. Ten arguments a task: id, message, token, queue, type, priority, delay_ms or '', expires_ms or '',
+-- kind (create | outside | child), extra (msgpack list of more fields and values, or '').
 --   create   Mesh.submit, HTTP: idempotent while the record lives; token = digest of what must be equal.
 --   outside  a Celery call outside of a task: a live id stays as it is, an ended one starts a new run;
 --            token = this publication, so that repeating it after a lost reply changes nothing.
@@ -31,13 +31,13 @@ local function register(queue)
 end
 
 local function publish(at, index)
-  local id, queue, token = ARGV[at], ARGV[at + 1], ARGV[at + 8]
+  local id, token, queue = ARGV[at], ARGV[at + 2], ARGV[at + 3]
   local key = TASK .. id
-  local state, known, run, old_queue = redis.call('HGET', key, 'state'), nil, 0, nil
+  local state, known, run, old_queue = redis.call('HGET', key, 'state'), nil, nil, nil
   if state then
     known, run, old_queue = unpack(redis.call('HMGET', key, 'token', 'run', 'queue'))
-    known = known or ''
-    local kind = ARGV[at + 7]
+    known, run = known or '', run or 1
+    local kind = ARGV[at + 8]
     if kind == 'create' then return token == known and 'exists' or 'conflict' end
     if token == known then return 'exists' end
     if not LEGAL.resubmit[state] then
@@ -59,15 +59,18 @@ local function publish(at, index)
     redis.call('PERSIST', key)
     if not LEGAL.resubmit[state] then count(old_queue, state, -1) end
   end
-  local priority, delay, expires, extra = ARGV[at + 3], ARGV[at + 5], ARGV[at + 6], ARGV[at + 9]
+  local priority, delay, expires, extra = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 9]
   local score = text((9 - priority) * 562949953421312 + arrival + index)
   local target = delay == '' and 'queued' or 'scheduled'
   messages[#messages + 1] = MESSAGE .. id
-  messages[#messages + 1] = ARGV[at + 4]
-  -- What is empty or follows from another field is left out of a new record: bulk submission is bound by these bytes.
-  redis.call('HSET', key, 'v', '1', 'state', target, 'type', ARGV[at + 2], 'queue', queue, 'priority', priority, 'run',
-    run + 1, 'score', score, 'created', stamp)
-  if state or token ~= '' then redis.call('HSET', key, 'token', token, 'queued', stamp, 'fence', '') end
+  messages[#messages + 1] = ARGV[at + 1]
+  -- What is empty, the default or follows from another field is left out of a new record: bulk submission is bound by
+  -- these bytes. Whoever reads a record fills in: type = queue, priority = 4, run = 1, queued = created.
+  redis.call('HSET', key, 'v', '1', 'state', target, 'queue', queue, 'score', score, 'created', stamp)
+  if state or ARGV[at + 4] ~= queue then redis.call('HSET', key, 'type', ARGV[at + 4]) end
+  if state or priority ~= '4' then redis.call('HSET', key, 'priority', priority) end
+  if state then redis.call('HSET', key, 'run', run + 1, 'queued', stamp, 'fence', '') end
+  if state or token ~= '' then redis.call('HSET', key, 'token', token) end
   if extra ~= '' then redis.call('HSET', key, unpack(cmsgpack.unpack(extra))) end
   if expires ~= '' then
     local at_ms = text(now + expires)

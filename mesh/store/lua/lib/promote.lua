@@ -6,7 +6,7 @@ local function promote(limit)
   for index, id in ipairs(due) do
     local state, queue, priority = unpack(redis.call('HMGET', TASK .. id, 'state', 'queue', 'priority'))
     if state and LEGAL.promote[state] then
-      local score = text((9 - tonumber(priority)) * 562949953421312 + arrival + index)
+      local score = text((9 - tonumber(priority or 4)) * 562949953421312 + arrival + index)
       enqueue(id, queue, score)
       redis.call('HSET', TASK .. id, 'state', 'queued', 'queued', stamp, 'score', score)
       move_count(queue, state, 'queued')
