@@ -197,6 +197,7 @@ def run(store: Store, arguments: argparse.Namespace, logs: Path) -> dict[str, An
     measured: dict[tuple[str, int], dict[str, float]] = {}
     about: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
+    repeated: list[str] = []
     steps = plan(arguments.only, arguments.rounds)
     databases = {name: number for number, name in enumerate(PLACES, start=1)}
     for number, step in enumerate(steps, start=1):
@@ -209,9 +210,19 @@ def run(store: Store, arguments: argparse.Namespace, logs: Path) -> dict[str, An
             continue
         say(f"[{number}/{len(steps)} {elapsed:4.0f} s] round {step.round} {step.contestant} {step.part}")
         database = databases[step.contestant]
-        store.clear(database)
-        outcome = run_measurement(step.contestant, step.part, store.url(database), arguments, logs)
-        store.clear(database)
+        outcome = Outcome()
+        for _ in range(
+            2
+        ):  # a peer that lost a message waits for it: it gets a second chance, and the report says so
+            store.clear(database)
+            outcome = run_measurement(step.contestant, step.part, store.url(database), arguments, logs)
+            store.clear(database)
+            if not outcome.error or outcome.absent:
+                break
+            repeated.append(
+                f"{step.contestant} {step.part}, round {step.round}: {outcome.error.splitlines()[0]}"
+            )
+            say(f"    {repeated[-1]}")
         if outcome.error:
             failures[step.contestant] = ("not installed: " if outcome.absent else "") + outcome.error
             say(f"    {failures[step.contestant]}")
@@ -221,7 +232,13 @@ def run(store: Store, arguments: argparse.Namespace, logs: Path) -> dict[str, An
         about[step.contestant] = {"settings": outcome.settings, "versions": outcome.versions}
     measurements = [Measurement(contestant=name, round=r, figures=f) for (name, r), f in measured.items()]
     seconds = time.monotonic() - start
-    return {"measurements": measurements, "contestants": about, "failures": failures, "seconds": seconds}
+    return {
+        "measurements": measurements,
+        "contestants": about,
+        "failures": failures,
+        "repeated": repeated,
+        "seconds": seconds,
+    }
 
 
 def environment(store: Store) -> dict[str, Any]:
@@ -273,6 +290,8 @@ def main(argv: list[str] | None = None) -> int:
         result = run(store, arguments, Path(logs))
     measurements: list[Measurement] = result["measurements"]
     print(table(measurements, list(PLACES)) if measurements else "Nothing was measured.")
+    for reason in result["repeated"]:
+        print(f"did not end at first: {reason}")
     for name, reason in result["failures"].items():
         print(f"{name}: {reason.splitlines()[0]}")
     print(f"{result['seconds']:.0f} s, {arguments.rounds} rounds, load before {facts['load_before'][0]:.2f}")
