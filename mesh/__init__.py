@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mesh import errors
     from mesh.bus.app import app
     from mesh.bus.current import current
     from mesh.bus.install import install
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from mesh.client import Handle, Mesh
 
 __version__ = "0.1.0"
-__all__ = ["Handle", "Mesh", "app", "current", "install", "task"]
+__all__ = ["Handle", "Mesh", "app", "current", "errors", "install", "task"]
 
 _HOMES = {
     "Handle": "mesh.client",
     "Mesh": "mesh.client",
     "app": "mesh.bus.app",
     "current": "mesh.bus.current",
+    "errors": "mesh.errors",
     "install": "mesh.bus.install",
     "task": "mesh.bus.task",
 }
@@ -30,7 +32,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+        module = importlib.import_module(_HOMES[name])
+        value = module if name == "errors" else getattr(module, name)
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

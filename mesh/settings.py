@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mesh.core.places import Strategy
 from mesh.core.setting_rows import Setting, check, parse, shown
 from mesh.errors import Invalid
 
@@ -24,7 +25,7 @@ __all__ = ["DEFAULT_FILE", "TABLE", "Setting", "Settings"]
 DEFAULT_FILE = Path("config/production.json")
 """Read when it exists and ``MESH_CONFIG`` names no other; relative to the working directory."""
 
-_STRATEGIES = ("capability-match", "round-robin", "least-loaded", "random")
+_STRATEGIES = tuple(map(str, Strategy))
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 _REDIS = ("redis", "rediss", "unix", "redis+socket", "sentinel")
 _YEAR_S = 366 * 24 * 3600
@@ -98,6 +99,9 @@ class Settings:
         "choice", "capability-match", "Who gets a task; by default whichever capable agent is free takes it.",
         among=_STRATEGIES)
 
+    region_spill_ms: int = _row("MESH_REGION_SPILL_MS", "mesh.coordinator.regionSpill", "ms", 5_000,
+        "A task that has waited for its own region for so long is offered to every region.")
+
     # -- life of a task
     max_task_retries: int = _row("MAX_TASK_RETRIES", "mesh.coordinator.maxTaskRetries", "count", 3,
         "Retries after the first attempt, before a task is dead-lettered.")
@@ -122,6 +126,9 @@ class Settings:
     data_dirs: tuple[Path, ...] = _row("MESH_DATA_DIRS", "mesh.dataDirs", "paths", lambda: (Path.cwd(),),
         "The only folders that built-in tasks read and write, separated like PATH.",
         kind="paths", shown="the working directory")
+    allowed_commands: tuple[str, ...] = _row("MESH_ALLOWED_COMMANDS", "mesh.allowedCommands", "names", tuple,
+        "Programs that `task-execution` runs here, names or absolute paths; none by default. Allow a shell, and you allow all.",
+        kind="names")
 
     # -- health
     heartbeat_interval_ms: int = _row("HEARTBEAT_INTERVAL_MS", "mesh.discovery.heartbeatInterval", "ms", 30_000,

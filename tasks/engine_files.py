@@ -13,27 +13,27 @@ The design it keeps:
   directories. All paths of a call are checked before the first is read: a bad batch does no work.
 """
 
-import ast
 import base64
 import binascii
 import fnmatch
-import gc
 import heapq
 import json
 import os
 import stat
-import threading
-import warnings
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mesh.errors import Invalid
 
-__all__ = ["FUNCTIONS", "list_partitions", "local_totals", "process"]
+from .engine_python import survey
+
+__all__ = ["FUNCTIONS", "OPERATIONS", "Tell", "list_partitions", "local_totals", "process"]
+
+#: Told how far the work is (0 to 1, or None) and at what; called often; what it raises ends the work.
+Tell = Callable[[float | None, str], None]
 
 #: What each function counts. ``bytes`` to ``words`` are of the raw file (words are split at ASCII white
 #: space, a last line without a newline counts); the others are of the syntax trees of files that parse.
@@ -54,17 +54,24 @@ _UNPACKED_LIMIT_BYTES = 64 << 20
 # Opening and reading a file costs about as much as this many bytes of it.
 _FILE_OVERHEAD_BYTES = 4096
 
-_OPERATIONS: Mapping[str, frozenset[str]] = {
-    "map": frozenset({"operation", "function", "files", "top", "final"}),
-    "reduce": frozenset({"operation", "function", "partials", "top", "final"}),
-    "sql": frozenset({"operation", "query", "tables", "limit"}),
+#: Operation -> (keys that its payload must have, keys that it may have), beside ``operation``.
+OPERATIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "map": (("function", "files"), ("top", "final")),
+    "reduce": (("function", "partials"), ("top", "final")),
+    "sql": (("query",), ("tables", "limit")),
+    "partitions": (("folder", "parts"), ("pattern",)),
 }
+PARTS_LIMIT = 10_000
 
 
 # -- the entry
 
 
-def process(payload: Mapping[str, Any], *, data_dirs: Sequence[Path]) -> dict[str, Any]:
+def _nobody(fraction: float | None, note: str) -> None:
+    """Nobody is told."""
+
+
+def process(payload: Mapping[str, Any], *, data_dirs: Sequence[Path], tell: Tell = _nobody) -> dict[str, Any]:
     """Do what a ``data-processing`` payload says; the answer is made of JSON values only.
 
     ====================================================================  ===================================
@@ -74,6 +81,7 @@ def process(payload: Mapping[str, Any], *, data_dirs: Sequence[Path]) -> dict[st
     ``operation: reduce``, ``function``, ``partials`` [, ``top``,         their partial
     ``final``]
     ``operation: sql``, ``query`` [, ``tables``, ``limit``]               columns, rows, row_count, truncated
+    ``operation: partitions``, ``folder``, ``parts`` [, ``pattern``]      partitions (lists of files), files
     ``data``: any JSON value                                              type, bytes, items or characters
     ====================================================================  ===================================
 
@@ -86,13 +94,14 @@ def process(payload: Mapping[str, Any], *, data_dirs: Sequence[Path]) -> dict[st
         raise Invalid(f"a data-processing payload is an object, not {type(payload).__name__}")
     if "operation" not in payload:
         if "data" not in payload:
-            raise Invalid("a data-processing payload needs 'operation' (map, reduce or sql) or 'data'")
+            raise Invalid(f"a data-processing payload needs 'operation' ({', '.join(OPERATIONS)}) or 'data'")
         _only(payload, {"data"}, "the payload with inline data")
         return _describe(payload["data"])
     operation = payload["operation"]
-    if not isinstance(operation, str) or operation not in _OPERATIONS:
-        raise Invalid(f"operation {_shown(operation)} is unknown: use {', '.join(_OPERATIONS)}")
-    _only(payload, _OPERATIONS[operation], f"the payload of {operation}")
+    if not isinstance(operation, str) or operation not in OPERATIONS:
+        raise Invalid(f"operation {_shown(operation)} is unknown: use {', '.join(OPERATIONS)}")
+    needed, optional = OPERATIONS[operation]
+    _only(payload, {"operation", *needed, *optional}, f"the payload of {operation}")
     if operation == "sql":
         # Here and not above: DuckDB takes longer to import than most batches take to map.
         from .engine_sql import run_query
@@ -102,11 +111,16 @@ def process(payload: Mapping[str, Any], *, data_dirs: Sequence[Path]) -> dict[st
             payload.get("tables", {}),
             limit=payload.get("limit"),
             open_path=lambda path: _safe_path(path, data_dirs),
+            tell=tell,
         )
-    return _map_or_reduce(operation, payload, data_dirs)
+    if operation == "partitions":
+        return _partitions(payload, data_dirs)
+    return _map_or_reduce(operation, payload, data_dirs, tell)
 
 
-def _map_or_reduce(operation: str, payload: Mapping[str, Any], data_dirs: Sequence[Path]) -> dict[str, Any]:
+def _map_or_reduce(
+    operation: str, payload: Mapping[str, Any], data_dirs: Sequence[Path], tell: Tell
+) -> dict[str, Any]:
     tally = _Tally(_function(payload.get("function")))
     top, final = payload.get("top", TOP_DEFAULT), payload.get("final", False)
     if not _is_count(top) or top > TOP_LIMIT:
@@ -115,12 +129,27 @@ def _map_or_reduce(operation: str, payload: Mapping[str, Any], data_dirs: Sequen
         raise Invalid(f"'final' must be true or false, not {_shown(final)}")
     if operation == "map":
         files = _filled_list(payload.get("files"), "files")
-        for path, name in [(_safe_path(name, data_dirs), name) for name in files]:
+        for number, (path, name) in enumerate([(_safe_path(name, data_dirs), name) for name in files]):
+            tell(number / len(files), name)
             tally.add_file(path, name)
     else:
-        for number, partial in enumerate(_filled_list(payload.get("partials"), "partials")):
+        partials = _filled_list(payload.get("partials"), "partials")
+        for number, partial in enumerate(partials):
+            tell(number / len(partials), f"partial {number}")
             tally.add_partial(partial, f"partial {number}")
     return tally.result(top=top, final=final)
+
+
+def _partitions(payload: Mapping[str, Any], data_dirs: Sequence[Path]) -> dict[str, Any]:
+    parts: Any = payload.get("parts")
+    pattern = payload.get("pattern", "*")
+    if not _is_count(parts) or not 1 <= parts <= PARTS_LIMIT:
+        raise Invalid(f"'parts' must be a whole number from 1 to {PARTS_LIMIT}, not {_shown(parts)}")
+    if not isinstance(pattern, str) or not pattern:
+        raise Invalid(f"'pattern' must be a non-empty text such as '*.csv', not {_shown(pattern)}")
+    folder = _real_path(payload.get("folder"), data_dirs, "folder")
+    partitions = list_partitions(folder, pattern=pattern, parts=parts)
+    return {"partitions": partitions, "files": sum(map(len, partitions))}
 
 
 def _describe(value: Any) -> dict[str, Any]:
@@ -174,15 +203,23 @@ def _function(value: Any) -> str:
 
 
 def _safe_path(given: Any, data_dirs: Sequence[Path]) -> Path:
-    """The real path of a regular file under one of ``data_dirs``, or `Invalid` naming the path as given.
+    """The real path of a regular file under one of ``data_dirs``, or `Invalid` naming the path as given."""
+    found = _real_path(given, data_dirs, "file")
+    if not stat.S_ISREG(os.stat(found).st_mode):
+        raise Invalid(f"file {_shown(given)} is not a regular file")
+    return found
+
+
+def _real_path(given: Any, data_dirs: Sequence[Path], what: str) -> Path:
+    """The real path of something under one of ``data_dirs``, or `Invalid` naming the path as given.
 
     Whether a path outside exists is not told: it is refused before it is looked at.
     """
     name = _shown(given)
     if not isinstance(given, str) or not given:
-        raise Invalid(f"file {name} must be a non-empty text")
+        raise Invalid(f"{what} {name} must be a non-empty text")
     if ".." in Path(given).parts:
-        raise Invalid(f"file {name} must not contain '..'")
+        raise Invalid(f"{what} {name} must not contain '..'")
     inside: list[str] = []
     try:
         for folder in data_dirs:
@@ -191,13 +228,11 @@ def _safe_path(given: Any, data_dirs: Sequence[Path]) -> Path:
                 inside.append(real)
         found = next((real for real in inside if os.path.exists(real)), None)
     except (OSError, ValueError):  # a name that no file system takes: a NUL, a lone surrogate, too long
-        raise Invalid(f"file {name} is not a possible path") from None
+        raise Invalid(f"{what} {name} is not a possible path") from None
     if not inside:
-        raise Invalid(f"file {name} lies outside the agent's data directories")
+        raise Invalid(f"{what} {name} lies outside the agent's data directories")
     if found is None:
-        raise Invalid(f"file {name} does not exist")
-    if not stat.S_ISREG(os.stat(found).st_mode):
-        raise Invalid(f"file {name} is not a regular file")
+        raise Invalid(f"{what} {name} does not exist")
     return Path(found)
 
 
@@ -255,8 +290,7 @@ class _Tally:
         try:
             if source is None:
                 raise ValueError("too large")
-            with _parsing():
-                shape, names = _survey(ast.parse(source))
+            shape, names = survey(source)
         except (SyntaxError, ValueError, RecursionError, MemoryError):  # all of them are ast.parse's answers
             self.counts["unparsable"] += 1
             return
@@ -324,90 +358,6 @@ def _unpack(packed: Any, what: str) -> dict[str, int]:
     if not isinstance(counter, dict) or not all(map(_is_count, counter.values())):
         raise wrong
     return counter
-
-
-# -- Python sources
-
-_FUNCTION_NODES = frozenset({ast.FunctionDef, ast.AsyncFunctionDef})
-_IMPORT_NODES = frozenset({ast.Import, ast.ImportFrom})
-# Fields that hold neither identifiers nor anything that contains some; they are most of a tree.
-_BARREN_FIELDS = frozenset(
-    {
-        "ctx",
-        "op",
-        "ops",
-        "kind",
-        "level",
-        "conversion",
-        "is_async",
-        "simple",
-        "str",
-        "type_comment",
-        "type_ignores",
-    }
-)
-_BARREN_NODES = frozenset({ast.Constant, ast.MatchSingleton})
-_FIELDS: dict[type, tuple[str, ...]] = {}  # what to look at in each kind of node, filled as kinds are met
-_PARSER = threading.Lock()
-
-
-@contextmanager
-def _parsing() -> Iterator[None]:
-    """Parse without two things that are the process's: its warning filters and its garbage collector.
-
-    Under ``-W error`` a warning about the *parsed* source would make it unparsable, so the count would depend
-    on how the agent was started. The collector would walk the growing tree again and again (a fifth of the
-    time), although a tree has no cycles. The lock keeps threads from restoring each other's state.
-    """
-    with _PARSER, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            yield
-        finally:
-            if collecting:
-                gc.enable()
-
-
-def _survey(tree: ast.AST) -> tuple[dict[str, int], list[str]]:
-    """Numbers of functions, classes and import statements of a tree, and every identifier it uses, repeated.
-
-    An own loop and not `ast.walk`: a third of the time, and depth does not matter to it.
-    """
-    functions = classes = imports = 0
-    names: list[str] = []
-    stack: list[Any] = [tree]
-    while stack:
-        node = stack.pop()
-        kind = node.__class__
-        if kind is ast.Name:
-            names.append(node.id)
-            continue
-        if kind is str:  # of ``global a, b``, ``from a.b import *`` and the like
-            names.extend(part for part in node.split(".") if part not in ("", "*"))
-            continue
-        if kind in _FUNCTION_NODES:
-            functions += 1
-        elif kind is ast.ClassDef:
-            classes += 1
-        elif kind in _IMPORT_NODES:
-            imports += 1
-        fields = _FIELDS.get(kind)
-        if fields is None:
-            barren = kind in _BARREN_NODES or not issubclass(kind, ast.AST)
-            fields = () if barren else tuple(name for name in kind._fields if name not in _BARREN_FIELDS)
-            _FIELDS[kind] = fields
-        for field in fields:
-            value = getattr(node, field, None)
-            if value.__class__ is list:
-                stack.extend(value)
-            elif value is not None:
-                stack.append(value)
-    return {"functions": functions, "classes": classes, "imports": imports}, names
-
-
-# -- the client's side
 
 
 def list_partitions(

@@ -6,7 +6,7 @@ A query comes from whoever may submit tasks, and runs inside the agent. So, for 
 * the files that the payload names are read first, by us, with an explicit reader each; then access to files,
   network and extensions is switched off, the configuration is locked, and only then the caller's text runs;
 * that text is one SELECT, run in a read-only transaction;
-* memory, threads and the size of the answer are bounded.
+* memory, threads and the size of the answer are bounded; the caller's ``tell`` may end it at any time.
 """
 
 import base64
@@ -15,8 +15,9 @@ import json
 import math
 import re
 import resource
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -41,29 +42,50 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "temp_directory": "",  # no spilling into the agent's working directory
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
+    "allow_community_extensions": "false",
+    "allow_persistent_secrets": "false",
     "python_enable_replacements": "false",  # else a table name finds Python variables of ours
 }
+_KINDS = ("file", "files", "rows", "answers")
 _READERS = {".csv": "read_csv", ".json": "read_json", ".parquet": "read_parquet"}
 _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 # After spaces, comments and opening brackets; possessive, so that no text makes it slow.
 _SELECT = re.compile(r"(?:[\s(]|--[^\n]*+|/\*(?s:.*?)\*/)*+(select|with)\b", re.IGNORECASE)
 _FETCH_ROWS = 1000
+_LOOK_S = 0.1  # between two looks at a running query
 
 #: A SELECT that makes a table, and its arguments.
-_Source = tuple[str, list[str]]
+_Source = tuple[str, list[Any]]
 _NUMERIC = ("BIGINT", "HUGEINT", "DOUBLE")  # each holds what those before it hold
 
 
+def _nobody(fraction: float | None, note: str) -> None:
+    """Nobody is told."""
+
+
 def run_query(
-    query: Any, tables: Any, *, limit: Any = None, open_path: Callable[[Any], Path]
+    query: Any,
+    tables: Any,
+    *,
+    limit: Any = None,
+    open_path: Callable[[Any], Path],
+    tell: Callable[[float | None, str], None] = _nobody,
 ) -> dict[str, Any]:
     """Run one SELECT (``WITH`` is one) over ``tables`` and give back at most ``limit`` rows.
 
-    ``tables`` maps names to ``{"file": path}`` (.csv, .json or .parquet; ``open_path`` turns the path into a
-    real and permitted one, or raises) or to ``{"rows": [{...}, ...]}``. ``limit`` is 1 to 100,000, by default
+    ``tables`` maps names to one of
+
+    * ``{"file": path}`` or ``{"files": [path, ...]}``: .csv, .json or .parquet, several of one kind with their columns
+      matched by name (``open_path`` turns a path into a real and permitted one, or raises);
+    * ``{"rows": [{...}, ...]}``;
+    * ``{"answers": [answer, ...]}``: the rows of other queries' answers, of the same columns. So a query over each
+      partition maps, and one over their answers reduces.
+
+    ``limit`` is 1 to 100,000, by default
     10,000. The answer: ``columns`` (names), ``rows`` (lists of JSON values: decimals, dates, intervals and
     UUIDs are texts, dates in ISO 8601, binary data is base64, NaN and infinities are null), ``row_count`` of
-    these rows, ``truncated`` if there were more. Raises `Invalid` for a bad argument, table or query, for a
+    these rows, ``truncated`` if there were more. ``tell`` hears from time to time how far the query is (0 to 1, or
+    None); what it raises ends the query. Raises `Invalid` for a bad argument, table or query, for a
     query that needs more memory than it may, and for an answer of more than 16 MiB.
     """
     limit = ROWS_DEFAULT if limit is None else limit
@@ -73,7 +95,7 @@ def run_query(
     sources = _sources(tables, open_path)
     try:
         with _memory_ceiling(), duckdb.connect(":memory:", config=_CONFIG) as connection:
-            return _interruptible(connection, lambda: _load_and_run(connection, sources, text, limit))
+            return _interruptible(connection, lambda: _load_and_run(connection, sources, text, limit), tell)
     except (duckdb.OutOfMemoryException, MemoryError):
         raise Invalid(f"the query needs more than its {MEMORY_LIMIT_BYTES >> 20} MiB of memory") from None
 
@@ -81,6 +103,8 @@ def run_query(
 def _load_and_run(
     connection: duckdb.DuckDBPyConnection, sources: Mapping[str, _Source], text: str, limit: int
 ) -> dict[str, Any]:
+    connection.execute("SET enable_progress_bar_print = false")  # measured, to be told; not drawn
+    connection.execute("SET enable_progress_bar = true")
     for name, (source, arguments) in sources.items():
         try:
             connection.execute(f'CREATE TABLE "{name}" AS {source}', arguments)
@@ -149,21 +173,66 @@ def _sources(tables: Any, open_path: Callable[[Any], Path]) -> dict[str, _Source
         if name.lower() in seen:
             raise Invalid(f"table name {name!r} is given twice (names do not distinguish case)")
         seen.add(name.lower())
-        if not isinstance(table, Mapping) or table.keys() not in ({"file"}, {"rows"}):
-            raise Invalid(f"table {name!r} must be {{'file': path}} or {{'rows': [...]}}, and nothing else")
-        from_file = "file" in table
-        sources[name] = _file(name, open_path(table["file"])) if from_file else _rows(name, table["rows"])
+        if not isinstance(table, Mapping) or len(table) != 1 or table.keys() - set(_KINDS):
+            raise Invalid(
+                f"table {name!r} must be an object with one of {', '.join(_KINDS)}, and nothing else"
+            )
+        ((kind, value),) = table.items()
+        if kind in ("file", "files"):
+            sources[name] = _files(name, [value] if kind == "file" else value, open_path)
+        else:
+            sources[name] = _rows(name, value) if kind == "rows" else _answers(name, value)
     return sources
 
 
-def _file(name: str, path: Path) -> _Source:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise Invalid(f"table {name!r}: file {path.name!r} must end in {', '.join(_READERS)}")
-    if set(str(path)) & set("*?["):  # DuckDB's readers expand them, to files that nobody has checked
-        raise Invalid(f"table {name!r}: the path of file {path.name!r} must not contain *, ? or [")
-    _check_unicode(str(path), f"table {name!r}: the path of its file")
-    return f"SELECT * FROM {reader}(?)", [str(path)]
+def _files(name: str, given: Any, open_path: Callable[[Any], Path]) -> _Source:
+    if not isinstance(given, list) or not given:
+        raise Invalid(f"table {name!r}: 'files' must be a list with at least one path")
+    paths = [open_path(one) for one in given]
+    suffixes = {path.suffix.lower() for path in paths}
+    for path in paths:
+        if path.suffix.lower() not in _READERS:
+            raise Invalid(f"table {name!r}: file {path.name!r} must end in {', '.join(_READERS)}")
+        if set(str(path)) & set("*?["):  # DuckDB's readers expand them, to files that nobody has checked
+            raise Invalid(f"table {name!r}: the path of file {path.name!r} must not contain *, ? or [")
+        _check_unicode(str(path), f"table {name!r}: the path of its file")
+    if len(suffixes) > 1:
+        raise Invalid(f"table {name!r}: its files must be of one kind, not {' and '.join(sorted(suffixes))}")
+    reader = _READERS[suffixes.pop()]
+    if len(paths) == 1:
+        return f"SELECT * FROM {reader}(?)", [str(paths[0])]
+    return f"SELECT * FROM {reader}(?, union_by_name = true)", [[str(path) for path in paths]]
+
+
+def _answers(name: str, answers: Any) -> _Source:
+    if not isinstance(answers, list) or not answers:
+        raise Invalid(f"table {name!r}: 'answers' must be a list with at least one answer of a query")
+    columns: list[str] | None = None
+    rows: list[dict[str, Any]] = []
+    for number, answer in enumerate(answers):
+        found, lines = _answer(answer, f"table {name!r}: answer {number}")
+        if columns is not None and columns != found:
+            raise Invalid(f"table {name!r}: answer {number} has other columns than answer 0")
+        columns = found
+        rows += [dict(zip(found, line, strict=True)) for line in lines]
+    if rows or not columns:
+        return _rows(name, rows)
+    nothing = ", ".join('NULL::VARCHAR AS "{}"'.format(column.replace('"', '""')) for column in columns)
+    return f"SELECT {nothing} WHERE false", []
+
+
+def _answer(answer: Any, what: str) -> tuple[list[str], Sequence[Sequence[Any]]]:
+    columns = answer.get("columns") if isinstance(answer, Mapping) else None
+    rows = answer.get("rows") if isinstance(answer, Mapping) else None
+    if not isinstance(columns, list) or not isinstance(rows, list):
+        raise Invalid(f"{what} must be an object with 'columns' and 'rows'")
+    if not all(isinstance(column, str) for column in columns) or len(set(columns)) < len(columns):
+        raise Invalid(f"{what} needs different texts as 'columns': name them in its query")
+    if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
+        raise Invalid(f"{what} has a row that is no list with a value for each column")
+    if answer.get("truncated"):
+        raise Invalid(f"{what} is truncated: what is made of it would be wrong")
+    return columns, rows
 
 
 def _rows(name: str, rows: Any) -> _Source:
@@ -272,9 +341,11 @@ def _memory_ceiling() -> Iterator[None]:
 
 
 def _interruptible(
-    connection: duckdb.DuckDBPyConnection, work: Callable[[], dict[str, Any]]
+    connection: duckdb.DuckDBPyConnection,
+    work: Callable[[], dict[str, Any]],
+    tell: Callable[[float | None, str], None],
 ) -> dict[str, Any]:
-    """Run ``work`` in a thread of its own, so that a signal (a soft time limit) ends it.
+    """Run ``work`` in a thread of its own, so that a signal (a soft time limit) or ``tell`` ends it.
 
     While DuckDB executes, Python gets no turn in that thread, and what a signal handler raises there would
     have to wait for the end of the query.
@@ -287,19 +358,44 @@ def _interruptible(
             answers.append(work())
         except BaseException as error:  # carried over to the waiting thread, whatever it is
             errors.append(error)
-        finally:
-            done.set()
 
-    # An event, because Python 3.11's Thread.join, when a signal ends it, takes a running thread for ended.
-    done = threading.Event()
-    threading.Thread(target=run, name="data-processing-sql", daemon=True).start()
+    ended = _start_thread(run)
     try:
-        done.wait()
+        while not ended(_LOOK_S):
+            percent = connection.query_progress()
+            tell(percent / 100 if percent >= 0 else None, "query")
     except BaseException:
-        while not done.is_set():  # again and again: an interrupt between two statements goes unheard
+        connection.interrupt()
+        while not ended(_LOOK_S / 2):  # again and again: an interrupt between two statements goes unheard
             connection.interrupt()
-            done.wait(0.05)
         raise
     if errors:
         raise errors[0]
     return answers[0]
+
+
+def _start_thread(function: Callable[[], None]) -> Callable[[float], bool]:
+    """Run a function in a real thread, also under gevent, whose loop must go on; how to wait so many seconds for its end."""
+    if "gevent.monkey" in sys.modules:
+        import gevent
+        from gevent import monkey
+
+        if monkey.is_module_patched("threading"):
+            running = gevent.get_hub().threadpool.spawn(function)
+
+            def ended(seconds: float) -> bool:
+                running.wait(seconds)
+                return bool(running.ready())
+
+            return ended
+    # An event, because Python 3.11's Thread.join, when a signal ends it, takes a running thread for ended.
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            function()
+        finally:
+            done.set()
+
+    threading.Thread(target=run, name="data-processing-sql", daemon=True).start()
+    return done.wait

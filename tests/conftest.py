@@ -5,10 +5,13 @@ import os
 import uuid
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from mesh.store.embedded import Server, start_server
 
+hypothesis.settings.register_profile("mesh", deadline=None)  # a busy machine is no defect of ours
+hypothesis.settings.load_profile("mesh")
 _numbers = itertools.count(1)
 
 

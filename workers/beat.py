@@ -24,6 +24,7 @@ from .identity import Membership
 
 logger = logging.getLogger(__name__)
 _PAUSE_S = 0.5  # between tries while Redis is away
+_ADVERTISE_S = 3600.0  # task types are forgotten when nobody has told them for a day
 
 
 def start_native_thread(function: Callable[[], None]) -> None:
@@ -57,18 +58,23 @@ class Beat:
         on_requirements: Callable[[list[str]], None],
         on_chords_due: Callable[[list[str]], None],
         on_lost: Callable[[Holding], None],
+        on_absent: Callable[[], None],
+        on_asked: Callable[[str], None],
         on_usurped: Callable[[], None],
         load: Callable[[], dict[str, Any]],
+        types: dict[str, dict[str, Any]],
     ) -> None:
         self.settings, self.membership, self.holdings = settings, membership, holdings
         self._store = Store(settings)  # sockets are not shared with greenlets of another hub
         self._on_main, self._on_requirements, self._on_chords_due = on_main, on_requirements, on_chords_due
         self._on_lost, self._on_usurped, self._load = on_lost, on_usurped, load
+        self._on_absent, self._on_asked, self._asked = on_absent, on_asked, ""
         self._version = -1
         self._stopping = False
         self._finished = _thread.allocate_lock()
         self._reap_at: float | None = None
-        self.last_beat = time.monotonic()
+        self._types = types
+        self.last_beat = self._advertised = time.monotonic()
         self.reaped = 0
 
     def start(self) -> None:
@@ -129,12 +135,19 @@ class Beat:
             return
         if answer.known == "unknown":
             self._rejoin()
+        elif answer.known == "absent":
+            self._on_absent()
+        elif answer.asked != self._asked:
+            self._asked = answer.asked
+            self._on_asked(answer.asked)
         for holding, word in zip(held, answer.words, strict=True):
             if word == "lost" and not holding.ended:
                 holding.dropped = holding.ended = True
                 self._on_main(lambda lost=holding: self._on_lost(lost))  # type: ignore[misc]
         self._give_back_unstarted()
         self._hear(answer)
+        if self.last_beat - self._advertised > _ADVERTISE_S:
+            self._advertise()
         if answer.next_lease_end_ms >= 0:
             self._reap_at = time.monotonic() + answer.next_lease_end_ms / 1000 + 0.02
         else:
@@ -145,10 +158,15 @@ class Beat:
         self._store.agents.join(
             self.membership.agent_id,
             self.membership.fields,
-            self.membership.capabilities,
             rejoin=self.membership.incarnation,
         )
         self._version = -1
+        self._advertise()
+        self._on_absent()
+
+    def _advertise(self) -> None:
+        self._store.types.advertise(self._types)
+        self._advertised = self.last_beat
 
     def _give_back_unstarted(self) -> None:
         late = self.holdings.unstarted(older_than_s=UNSTARTED_LIMIT_S)

@@ -116,7 +116,7 @@ def _join_as(
     while True:
         other = store.agents.get(agent_id)
         gone = int(other["incarnation"]) if other and _is_gone(other) else None
-        joined = store.agents.join(agent_id, fields, capabilities, gone=gone)
+        joined = store.agents.join(agent_id, fields, gone=gone)
         if not joined.taken:
             break
         other = other or {}

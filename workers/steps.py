@@ -16,12 +16,16 @@ from celery.worker import state as worker_state
 
 from ..bus import runtime
 from ..bus.holdings import Holding, Holdings
+from ..bus.task import task_types
+from ..bus.transport import carries_tasks
 from ..core.names import check_name
+from ..core.places import regional
 from ..core.requirements import capabilities_of, is_compound, satisfies
 from ..errors import Invalid, MeshError
 from ..settings import Settings
 from ..store.client import safe_url
 from .beat import Beat
+from .events import answer_listeners
 from .health import HealthServer
 from .identity import Membership, join
 
@@ -48,6 +52,8 @@ class Agent:
         try:
             self.store.check()
             self.store.preload()
+            self.types = task_types(self.app)
+            self.store.types.advertise(self.types)  # before it joins: who sees the agent knows its types
             self.membership: Membership = join(
                 self.store, self.settings, self.capabilities, port=self.health.port, slots=self.slots()
             )
@@ -58,6 +64,7 @@ class Agent:
         self.holdings = Holdings(
             self.store, holder=self.membership.holder, slots=self.slots, isolated=self.isolated
         )
+        self.holdings.region = self.settings.agent_region
         self.holdings.outbox.on_chords_due = self.complete_chords
         self.beat = Beat(
             self.settings,
@@ -67,12 +74,16 @@ class Agent:
             on_requirements=lambda names: self.on_main(lambda: self.consume_compound(names)),
             on_chords_due=lambda groups: self.on_main(lambda: self.complete_chords(groups)),
             on_lost=self.stop_lost,
+            on_absent=lambda: self.on_main(self.offer),
+            on_asked=lambda what: self.on_main(lambda: self.obey(what)),
             on_usurped=self.usurped,
             load=self.load,
+            types=self.types,
         )
         self._prepare_tasks()
         self._select_queues()
         runtime.become_agent(self.holdings, self.tell_revoked)
+        answer_listeners()
 
     # -- what it offers
 
@@ -80,7 +91,8 @@ class Agent:
         given = self.settings.agent_capabilities
         default = {self.app.conf.task_default_queue}
         if not given:
-            given = tuple(sorted(name for name in self.app.amqp.queues.consume_from if name not in default))
+            asked = set(self.app.amqp.queues.consume_from)  # -Q, or the application's own task_queues
+            given = tuple(sorted(asked)) if asked != default else ()
         if not given:
             own = [task for name, task in self.app.tasks.items() if not name.startswith("celery.")]
             needed = {one for task in own for one in capabilities_of(getattr(task, "queue", None) or "")}
@@ -148,7 +160,7 @@ class Agent:
 
     def consume_compound(self, names: list[str]) -> None:
         """Consume the requirements of several capabilities that this agent satisfies."""
-        offered = frozenset(self.capabilities)
+        offered, new = frozenset(self.capabilities), False
         for name in names:
             if (
                 is_compound(name)
@@ -156,6 +168,28 @@ class Agent:
                 and not self.consumer.task_consumer.consuming_from(name)
             ):
                 self.consumer.add_task_queue(name)
+                new = True
+        if new:
+            self.offer()
+
+    def offer(self) -> None:
+        """Tell the store what this agent consumes: from now on tasks are placed with it."""
+        if self.draining:
+            return
+        consumed = [name for name in self.app.amqp.queues.consume_from if carries_tasks(name)]
+        queues = regional(consumed, self.settings.agent_region)
+        self.store.agents.offer(self.membership.agent_id, self.membership.incarnation, queues)
+
+    def obey(self, asked: str) -> None:
+        """An operator's word: `cordoned`, `drain`, or '' (go on)."""
+        self.holdings.cordoned = bool(asked)
+        if not asked:
+            logger.info("uncordoned: takes new work again")
+            return
+        logger.warning("%s: takes no new work", "asked to drain" if asked == "drain" else asked)
+        self.holdings.release(self.holdings.unstarted())
+        if asked == "drain":
+            worker_state.should_stop = 0  # a warm shutdown, as on SIGTERM
 
     def complete_chords(self, groups: list[str]) -> None:
         """Publish the bodies of chords whose headers are complete."""
@@ -214,6 +248,7 @@ class Agent:
             self.draining = self.holdings.closed = True
             try:
                 self.holdings.release(self.holdings.unstarted())
+                self.store.agents.cordon(self.membership.agent_id, "drain")
             except MeshError as error:
                 logger.warning("unstarted tasks are left to their leases: %s", error)
 
@@ -223,9 +258,7 @@ class Agent:
             try:
                 self.holdings.release([holding for holding in self.holdings.held() if not holding.ended])
                 self.beat.stop()
-                self.store.agents.leave(
-                    self.membership.agent_id, self.membership.incarnation, self.capabilities
-                )
+                self.store.agents.leave(self.membership.agent_id, self.membership.incarnation)
             except MeshError as error:
                 logger.warning("left without saying so: %s", error)
         self.beat.stop()
@@ -316,7 +349,9 @@ class MembershipStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, consumer: Any) -> None:
         """Connected."""
-        consumer.controller.mesh_agent.consumer = consumer
+        agent = consumer.controller.mesh_agent
+        agent.consumer = consumer
+        agent.offer()
 
     def shutdown(self, consumer: Any) -> None:
         """The pool has stopped."""

@@ -69,6 +69,9 @@ class AMQP(CeleryAMQP):  # type: ignore[misc]
         call: dict[str, Any] = {"nonce": uuid.uuid4().hex}
         if options.get("priority") is not None:
             call["priority"] = options["priority"]
+        for choice in ("strategy", "region"):
+            if options.get(choice) is not None:
+                call[choice] = options[choice]
         if chord is not None:
             call["chord"] = True
         message.headers[CALL_HEADER] = call

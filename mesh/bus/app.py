@@ -6,4 +6,4 @@ from celery import Celery
 
 from mesh.bus.install import install
 
-app = install(Celery("mesh", include=["mesh.tasks.data_processing"]))
+app = install(Celery("mesh", include=["mesh.tasks.data_processing", "mesh.tasks.task_execution"]))

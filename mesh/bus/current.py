@@ -3,37 +3,66 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
+from mesh.bus import runtime
 from mesh.bus.messages import ATTEMPT_HEADER
 from mesh.core.states import LIVE
-from mesh.errors import NotFound
+from mesh.errors import NotFound, StoreUnavailable
 
 
 class Current:
     """The running attempt: id, number, fence; progress and cancellation."""
 
-    def __init__(self, request: Any, backend: Any) -> None:
+    def __init__(self, task: Any) -> None:
+        request = task.request
         attempt = getattr(request, ATTEMPT_HEADER, None) or {}
-        self._backend = backend
+        self._backend = task.backend
+        self._limits = getattr(request, "timelimit", None) or (None, None), task.soft_time_limit
+        self._since, self._parent = time.monotonic(), os.getppid()
         self.task_id: str = request.id or ""
         self.fence: str = attempt.get("fence", "")
         self.run: int = int(attempt.get("run", 1))
         self.attempt: int = int(self.fence.partition("-")[0] or 0)
 
     def progress(self, fraction: float, note: str = "") -> None:
-        """Tell how far the task is (0 to 1), for people who wait."""
+        """Tell how far the task is (0 to 1), for people who wait; while Redis is away, nobody is told."""
         meta = {"fraction": max(0.0, min(1.0, float(fraction))), "note": note}
         document = self._backend._document(self.task_id, meta, "PROGRESS", None, None)
-        self._backend.store.tasks.annotate(self.task_id, self.fence, document)
+        with contextlib.suppress(StoreUnavailable):
+            self._backend.store.tasks.annotate(self.task_id, self.fence, document)
 
     @property
     def cancelled(self) -> bool:
         """Whether this attempt's outcome will be refused: cancelled, or taken from this agent."""
         record = self._backend.store.tasks.record(self.task_id)
         return record is None or record.state not in LIVE or record.fence != self.fence
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it should stop now, as far as this process has been told; asks nobody, so a loop may ask it often.
+
+        A pool process is killed when its task is cancelled, and so never sees that; but its agent may have died. In the other
+        pools nothing but the task itself can end a running task.
+        """
+        holdings = runtime.holdings
+        if not self.fence:
+            return False
+        if holdings is None:
+            return os.getppid() != self._parent
+        holding = holdings.by_tag.get(f"{self.task_id} {self.fence}")
+        return holding is None or holding.dropped
+
+    @property
+    def remaining_s(self) -> float | None:
+        """What is left of this attempt's soft time limit, in seconds; None without one. Only prefork enforces it by itself."""
+        (_, asked), own = self._limits
+        limit = asked or own
+        return None if limit is None else limit - (time.monotonic() - self._since)
 
 
 _current: ContextVar[Current | None] = ContextVar("mesh_current", default=None)

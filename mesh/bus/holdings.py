@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from mesh.core.places import own_queue, regional
 from mesh.core.prefetch import RunTime, refill_at, room
 from mesh.core.states import State
 from mesh.errors import StoreUnavailable
@@ -99,14 +100,21 @@ class Holdings:
             -1
         )  # the loop waits until no more than so many are held: who makes it so wakes it; -1: it does not
         self.closed = False  # draining: nothing new is fetched
+        self.cordoned = False  # an operator's word: the same, until he takes it back
+        self.region: str | None = None
         self.alone_until = 0.0  # a watched task runs in this process: nothing else is fetched before
 
     def room(self) -> int:
         """How many more tasks may be fetched now."""
-        if self.closed or (self.by_tag and time.monotonic() < self.alone_until):
+        if self.closed or self.cordoned or (self.by_tag and time.monotonic() < self.alone_until):
             return 0
         slots = self.slots()
         return room(slots=slots, held=len(self.by_tag), average_s=self.run_time.average_s)
+
+    def places(self, queues: list[str]) -> list[str]:
+        """Where tasks of these requirements may wait for this agent."""
+        own = [] if self.holder.startswith("consumer-") else [own_queue(self.holder.rpartition("#")[0])]
+        return [*own, *regional(queues, self.region)]
 
     def starve(self) -> None:
         """There is no room: wake the loop once there is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from celery import Celery
@@ -60,7 +61,7 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
     """
     settings = settings or Settings.load()
     runtime.configure(settings)
-    resolve_aliases[TRANSPORT] = "redis"  # how URLs are shown: Flower picks its broker page by the scheme
+    resolve_aliases[TRANSPORT] = "redis"  # how URLs are shown
     app.conf.update(configuration(settings))
     app.amqp_cls = "mesh.bus.amqp:AMQP"
     app.__dict__.pop("amqp", None)
@@ -68,6 +69,12 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
         app.steps[blueprint].update(steps)
     _add_options(app)
     celeryd_init.connect(_name_worker, dispatch_uid="mesh-name-worker")
+    if (
+        "flower.urls" in sys.modules
+    ):  # Celery's command line loads its plug-ins, Flower among them, before the app
+        from mesh.bus.flower import extend
+
+        extend()
     return app
 
 

@@ -1,8 +1,8 @@
 """Celery's task messages in compact form: what differs from a template.
 
 A message of Celery's protocol 2 repeats a dozen headers that are nearly always the same. What is stored is
-`[type, body, content type, content encoding, headers, properties]` in msgpack, the last four None or {} where they are as
-the template says; the agent builds the full message again.
+`[type, body, content type, content encoding, headers, properties]` in msgpack, the last four None where they are as the
+template says, and of the usual body only the arguments; the agent builds the full message again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from kombu.utils.json import loads as json_loads
 
 JSON, UTF8 = "application/json", "utf-8"
 CALL_HEADER = "mesh_call"  # on the way to the store: what the call said that Celery's message does not keep
+RETRIES_HEADER = (
+    "mesh_retries"  # how often a failure of this task is tried again, where the submitter said it
+)
 ATTEMPT_HEADER = "mesh"  # on the way to the task: which attempt this is
 
 _HEADERS: dict[str, Any] = {
@@ -47,6 +50,8 @@ _OWN_PROPERTIES = frozenset(
         "priority",
         "body_encoding",
         "reply_to",
+        "strategy",
+        "region",
     }
 )
 #: What Celery does not take for a header of the caller's own.
@@ -55,7 +60,10 @@ _encode = msgspec.msgpack.Encoder().encode
 _from_json = msgspec.json.Decoder().decode
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
 _MISSING = object()
-_EMBED = b', {}, {"callbacks"'  # what follows the arguments in a body that `Mesh.submit` made
+_ARGUMENTS_ONLY = (
+    0  # in place of the content type: the body is the positional arguments alone, the rest is `_REST`
+)
+_REST = b', {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'  # as Celery's JSON ends
 
 
 def encode(
@@ -68,7 +76,26 @@ def encode(
     properties: dict[str, Any] | None = None,
 ) -> bytes:
     """The stored form; None stands for what the template says."""
-    words = [task_type, body, content_type, content_encoding, headers or None, properties or None]
+    kind: str | int | None = content_type
+    if content_type is None and body.endswith(_REST):
+        body, kind = body[1 : -len(_REST)], _ARGUMENTS_ONLY
+    return _pack(task_type, body, kind, content_encoding, headers, properties)
+
+
+def of_arguments(task_type: str, arguments: bytes, headers: dict[str, Any] | None = None) -> bytes:
+    """The stored form of a call with these positional arguments (a JSON array)."""
+    return _pack(task_type, arguments, _ARGUMENTS_ONLY, None, headers, None)
+
+
+def _pack(
+    task_type: str,
+    body: bytes,
+    kind: str | int | None,
+    content_encoding: str | None,
+    headers: dict[str, Any] | None,
+    properties: dict[str, Any] | None,
+) -> bytes:
+    words = [task_type, body, kind, content_encoding, headers or None, properties or None]
     try:
         return _encode(words)
     except (TypeError, ValueError):  # headers of types that only Kombu's JSON knows
@@ -99,6 +126,18 @@ def compact(task_id: str, payload: dict[str, Any]) -> bytes:
             if name not in _OWN_PROPERTIES or (name == "reply_to" and value)
         },
     )
+
+
+def anew(message: bytes) -> bytes:
+    """The stored form of the same task before its first attempt: retries and due times forgotten."""
+    words = _decode(message)
+    headers, properties = words[4], words[5]
+    if isinstance(headers, str):
+        headers, properties = json_loads(headers), json_loads(properties)
+    headers = {
+        name: value for name, value in (headers or {}).items() if name not in ("retries", "eta", "expires")
+    }
+    return _pack(words[0], words[1], words[2], words[3], headers, properties)
 
 
 class Delivery:
@@ -137,11 +176,12 @@ class Message(virtual.Message):  # type: ignore[misc]
             "stamps": {},
         }
         own: dict[str, Any] = {}
+        if content_type == _ARGUMENTS_ONLY:
+            headers["argsrepr"] = body[:1024].decode(UTF8, "replace")
+            body, content_type = b"[%b%b" % (body, _REST), None
         if changed:
             headers.update(changed)
             own = {name: value for name, value in changed.items() if name not in _KNOWN}
-        elif content_type is None:
-            headers["argsrepr"] = body[1 : body.rfind(_EMBED)][:1024].decode(UTF8, "replace")
         headers["headers"] = own  # or Celery looks for them itself, in each task anew
         headers[ATTEMPT_HEADER] = {"fence": holding.fence, "run": holding.run}
         delivery_info = {"exchange": "", "routing_key": holding.queue, "redelivered": payload.redelivered}

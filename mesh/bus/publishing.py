@@ -15,6 +15,8 @@ from kombu.exceptions import OperationalError
 
 from mesh.bus import runtime
 from mesh.bus.messages import ATTEMPT_HEADER, CALL_HEADER, compact
+from mesh.core.places import check_strategy, placing
+from mesh.core.requirements import canonical, is_compound
 from mesh.errors import Invalid
 from mesh.store.store import Store
 from mesh.store.tasks import Entry, Template
@@ -96,13 +98,18 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
         if call.get("chord")
         else None
     )
+    settings = store.settings
     template = Template(
-        queue=queue,
+        queue=canonical([queue]) if is_compound(queue) else queue,
         type=task_type,
         priority=priority,
         delay_ms=delay_ms,
         expires_ms=_ms_from_now(headers["expires"], now) if headers.get("expires") else None,
         kind="child" if parent is not None else "outside",
+        placing=placing(
+            check_strategy(call.get("strategy") or settings.load_balancing_strategy),
+            call.get("region") or settings.agent_region,
+        ),
         extra=("chord", chord) if chord else (),
     )
     token = parent if parent is not None else str(call.get("nonce") or uuid.uuid4().hex)

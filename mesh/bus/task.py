@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from celery import shared_task
 from celery.exceptions import Ignore, Reject, Retry
 
 from mesh.bus.current import Current, activate
+from mesh.bus.described import Described
+from mesh.bus.messages import RETRIES_HEADER
 from mesh.core.names import check_name
 from mesh.core.requirements import canonical
 from mesh.core.retries import RetryPolicy, decide
@@ -30,23 +32,45 @@ def task(
     timeout_s: float | None = None,
     no_retry_for: tuple[type[BaseException], ...] = (),
     ignore_result: bool = False,
+    examples: Sequence[Any] = (),
+    payload_schema: Mapping[str, Any] | None = None,
+    result_schema: Mapping[str, Any] | None = None,
 ) -> Callable[[F], Any]:
     """Make a function a task type of the mesh.
 
     A type needs the capability of its own name and what `requires` adds. `retries`: how often a failure is tried again
     (MAX_TASK_RETRIES), with exponential back-off; exceptions of `no_retry_for`, and `mesh.errors.Invalid` (the payload will
     not get better), fail at once. `timeout_s` bounds one attempt (TASK_TIMEOUT_MS).
+
+    The annotations of the function's first parameter and of what it returns (pydantic models, dataclasses, plain types) are
+    its schemas: agents advertise them with the first line of its docstring and `examples` (payloads), so that a wrong
+    payload is refused where it is submitted; the function gets what it is annotated with. `payload_schema` and
+    `result_schema` (JSON Schema) say it instead, and convert nothing.
     """
     check_name("task type", name)
     requirement = canonical([name, *(check_name("capability", one) for one in requires)])
     final: tuple[type[BaseException], ...] = (*_CONTROL, Invalid, *no_retry_for)
 
     def decorate(function: F) -> Any:
+        described = Described(
+            name,
+            function,
+            requires=requires,
+            timeout_s=timeout_s,
+            retries=retries,
+            examples=examples,
+            payload_schema=payload_schema,
+            result_schema=result_schema,
+        )
+        call = described.call  # the function itself, unless there is something to convert
+
         @functools.wraps(function)
         def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with activate(Current(self.request, self.backend)):
+            with activate(Current(self)):
                 try:
-                    return function(*args, **kwargs)
+                    if call is not function and self.request.called_directly:
+                        return function(*args, **kwargs)
+                    return call(*args, **kwargs)
                 except final:
                     raise
                 except Exception as error:
@@ -66,14 +90,24 @@ def task(
             soft_time_limit=soft_s,
             time_limit=soft_s + _HARD_AFTER_S,
             typing=False,
+            described=described,
         )(run)
 
     return decorate
 
 
+def task_types(app: Any) -> dict[str, dict[str, Any]]:
+    """What the types of `app` that were made with `@task` say of themselves, by name. Raises `Invalid`."""
+    found = [getattr(task, "described", None) for task in app.tasks.values()]
+    return {one.name: one.row() for one in found if isinstance(one, Described)}
+
+
 def _retry(self: Any, error: Exception, retries: int | None) -> Exception | None:
     """Publish the task again, and what is to be raised then; None if its retries are used up."""
-    limit = retries if retries is not None else self.backend.store.settings.max_task_retries
+    asked = getattr(self.request, RETRIES_HEADER, None)  # by whoever submitted it
+    limit = asked if isinstance(asked, int) else retries
+    if limit is None:
+        limit = self.backend.store.settings.max_task_retries
     decision = decide(RetryPolicy(max_retries=limit), retries=self.request.retries, dice=random.random())
     if not decision.again:
         error.mesh_retries_used_up = True  # type: ignore[attr-defined]

@@ -158,6 +158,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         self._own: Holdings | None = None
         self._consumed: list[str] = []
         self._task_queues: list[str] = []
+        self._places: list[str] | None = None
         self.namespace = connection.client.transport_options.get("namespace", "default")
         self.store: Store = runtime.store_of(self.namespace)
         connection.client.transport_options.setdefault("global_keyprefix", self.store.keys.of("kombu", ""))
@@ -178,6 +179,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         """The store's queues among those that this channel consumes."""
         return self._task_queues
 
+    def places(self) -> list[str]:
+        """Where the tasks of these queues may wait: the agent's own queue and its region's beside them."""
+        if self._places is None:
+            self._places = self.holdings.places(self._task_queues) if self._task_queues else []
+        return self._places
+
     @property
     def active_queues(self) -> list[str]:
         """Queues that are consumed, without fanout; kept, not made anew in each turn of the loop."""
@@ -187,6 +194,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         fanout = self.active_fanout_queues
         self._consumed = [queue for queue in dict.fromkeys(self._active_queues) if queue not in fanout]
         self._task_queues = [queue for queue in self._consumed if carries_tasks(queue)]
+        self._places = None
         super()._update_queue_cycle()
 
     # -- producing
@@ -208,10 +216,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         """Kombu's own batches write lists: not for tasks."""
         raise NotImplementedError("Use Mesh.submit_many to publish tasks in bulk.")
 
-    # -- queues as Kombu sees them
+    # -- queues as Kombu sees them: all that waits for a requirement, wherever it was placed
 
     def _size(self, queue: str) -> int:
-        return self.store.tasks.size(queue) if carries_tasks(queue) else super()._size(queue)
+        if not carries_tasks(queue):
+            return int(super()._size(queue))
+        return self.store.tasks.counts().get(queue, {}).get("queued", 0)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
         return True if carries_tasks(queue) else super()._has_queue(queue, **kwargs)
@@ -219,9 +229,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def _purge(self, queue: str) -> int:
         if not carries_tasks(queue):
             return int(super()._purge(queue))
-        purged = 0
-        while ids := self.store.tasks.waiting(queue):
-            purged += sum(self.store.tasks.cancel(one, "purged")[0] == "moved" for one in ids)
+        tasks, purged = self.store.tasks, 0
+        while ids := tasks.waiting(queue):
+            purged += sum(tasks.cancel(one, "purged")[0] == "moved" for one in ids)
+        for place in tasks.places():
+            for record in tasks.records(tasks.waiting(place)):
+                if record is not None and record.queue == queue:
+                    purged += tasks.cancel(record.id, "purged")[0] == "moved"
         return purged
 
     def _delete(
@@ -240,7 +254,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     # -- consuming: the parent's event loop calls these two where it would send and read BRPOP
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        queues = self.task_queues()
+        queues = self.places()
         if not queues:
             super()._brpop_start(timeout)
             return
@@ -262,7 +276,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
                 isolated=holdings.isolated,
                 nonce=os.urandom(4).hex(),
                 limit=max(1, holdings.room()),
-                idle=not holdings.by_tag,
+                held=len(holdings.by_tag),
                 queues=queues,
             )
         )
@@ -291,6 +305,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             self._sent = None
             self._in_poll = None
         if kind == "wait":
+            if replies[0] and holdings.room() <= 0:
+                self.store.tasks.ring(replies[0][0])
             raise Empty
         if any(isinstance(reply, NoScriptError) for reply in replies):
             holdings.outbox.put_back(batch)
@@ -347,7 +363,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             isolated=False,
             nonce=os.urandom(4).hex(),
             limit=1,
-            idle=True,
+            held=0,
             queues=[queue],
         )
         if not tasks:

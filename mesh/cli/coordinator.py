@@ -6,10 +6,11 @@ import os
 
 import click
 
+from mesh.cli.commands import Command
 from mesh.cli.options import common, load_settings
 
 
-@click.command("coordinator")
+@click.command("coordinator", cls=Command)
 @click.option("--id", "coordinator_id", metavar="NAME", help="Unique among coordinators [COORDINATOR_ID].")
 @click.option("--host", default="0.0.0.0", show_default=True, help="The address it listens on.")
 @click.option("--port", type=click.IntRange(1, 65535),

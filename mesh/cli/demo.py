@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from mesh.cli.commands import Command
 from mesh.cli.options import colored, common, load_settings
 from mesh.cli.show import to_json
 
 
-@click.command("demo")
+@click.command("demo", cls=Command)
 @click.option("--folder", type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
               help="Process the files below it; by default the sources of Python's standard library.")  # fmt: skip
 @click.option(

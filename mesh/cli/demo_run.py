@@ -214,9 +214,9 @@ class Demo:
             if self.kill is None and waiting and 3 * len(waiting) <= 2 * len(handles):
                 self.kill = self._try_kill(fleet, agents, sorted(waiting))
             elif self.kill is not None and handle.id in self.kill.held:
-                record = handle.record()
+                record = fleet.mesh.store.tasks.record(handle.id)
                 if (
-                    record.agent != self.kill.agent
+                    record is not None and record.agent != self.kill.agent
                 ):  # else it had ended just before, and only its news came late
                     seconds = ((record.leased or 0) - self.kill.at_ms) / 1000
                     self._say(

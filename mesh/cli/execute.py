@@ -9,9 +9,12 @@ from typing import Any, BinaryIO
 
 import click
 
-from mesh.cli.options import common, load_settings, output
-from mesh.cli.show import show_one, to_json
-from mesh.errors import Invalid
+from mesh.cli import complete
+from mesh.cli.commands import Command
+from mesh.cli.options import names, open_mesh, output, pairs, remote
+from mesh.cli.show import one_text, say, to_json
+from mesh.core.places import Strategy
+from mesh.errors import Invalid, Unsatisfiable
 
 _SLACK = 4  # payload texts may be so much longer than what they say: indentation and the like
 
@@ -58,65 +61,82 @@ def _decode(data: bytes, where: str) -> Any:
         raise Invalid(f"The payload in {where} is not JSON: {error}.") from error
 
 
-@click.command("execute")
-@click.option(
-    "--task-type", required=True, metavar="NAME", help="What is to be done, for example data-processing."
-)
+# fmt: off
+@click.command("execute", cls=Command)
+@click.option("--task-type", required=True, metavar="NAME", shell_complete=complete.types,
+              help="What is to be done, for example data-processing.")
 @click.option("--payload", metavar="JSON|@FILE|-", help="Its argument: JSON, @file, or - for standard input.")
 @click.option("--task-id", metavar="ID", help="Makes it idempotent: the same id is the same task.")
-@click.option("--requires", metavar="A,B", default="", help="Capabilities that it needs beside its type's.")
+@click.option("--requires", metavar="A,B", help="Capabilities that it needs beside its type's.",
+              shell_complete=complete.capabilities)
 @click.option("--priority", type=click.IntRange(0, 9), default=4, show_default=True, help="9 is first.")
-@click.option(
-    "--countdown", type=click.FloatRange(min=0), metavar="S", help="Start it no sooner than in S seconds."
-)
-@click.option(
-    "--expires", type=click.FloatRange(min=0), metavar="S", help="Drop it unless started within S seconds."
-)
+@click.option("--countdown", type=click.FloatRange(min=0), metavar="S", help="Start it no sooner than in S seconds.")
+@click.option("--expires", type=click.FloatRange(min=0), metavar="S", help="Drop it unless started within S seconds.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S",
-              help="Bounds one attempt, in seconds.")  # fmt: skip
+              help="Bounds one attempt, in seconds.")
+@click.option("--retries", type=click.IntRange(0, 1000), metavar="N",
+              help="Retries after a failure; else what its type says, or MAX_TASK_RETRIES.")
+@click.option("--strategy", type=click.Choice([str(one) for one in Strategy]),
+              help="Who gets it; else LOAD_BALANCING_STRATEGY.")
+@click.option("--region", metavar="NAME", shell_complete=complete.regions,
+              help="Where to run it if that can be; else this process's region.")
+@click.option("--labels", metavar="A=B,C=D", help="Marks, kept in its record.")
+@click.option("--reject-unsatisfiable", is_flag=True, help="Refuse it if no agent can take it now (else it waits).")
+@click.option("--explain", is_flag=True, help="Submit nothing: say who could take it, and why the others could not.")
 @click.option("--wait", is_flag=True, help="Wait for its end, print its result; exit code 1 if it fails.")
 @click.option("--wait-timeout", type=click.FloatRange(min=0), metavar="S", help="... but S seconds at most.")
-@click.option(
-    "--reject-unsatisfiable", is_flag=True, help="Refuse it if no agent can take it now (else it waits)."
-)
 @output
-@common
+@remote
 def command(
-    task_type: str,
-    payload: str | None,
-    task_id: str | None,
-    requires: str,
-    priority: int,
-    countdown: float | None,
-    expires: float | None,
-    timeout: float | None,
-    wait: bool,
-    wait_timeout: float | None,
-    reject_unsatisfiable: bool,
-    output: str,
+    task_type: str, payload: str | None, task_id: str | None, explain: bool, wait: bool,
+    wait_timeout: float | None, output: str, **given: Any,
 ) -> None:
-    """Submit a task; prints its id, or with --wait its result."""
-    from mesh.client import Mesh
+    # fmt: on
+    """Submit a task; prints its id, or with --wait its result.
 
-    settings = load_settings()
-    value = read_payload(payload, settings.max_payload_bytes)
-    with Mesh(settings=settings) as mesh:
-        handle = mesh.submit(
-            task_type,
-            value,
-            requires=[name.strip() for name in requires.split(",") if name.strip()],
-            priority=priority,
-            countdown_s=countdown,
-            expires_s=expires,
-            timeout_s=timeout,
-            task_id=task_id,
-            unsatisfiable="reject" if reject_unsatisfiable else "warn",
-        )
-        if not wait:
-            show_one({"id": handle.id, "state": handle.status()}, output)
+    JSON: id, state, and with --wait `result`. With --explain: queue, capable (agents), not_capable (agent, why), ahead
+    (tasks before it), free_slots; exit code 7 if nobody could take it now.
+    """
+    with open_mesh() as mesh:
+        value = read_payload(payload, mesh.settings.max_payload_bytes)
+        options = _options(**given)
+        if explain:
+            _explain(mesh.explain(task_type, **options), output)
             return
-        result = handle.result(timeout_s=wait_timeout)
+        unsatisfiable = "reject" if given["reject_unsatisfiable"] else "warn"
+        handle = mesh.submit(task_type, value, task_id=task_id, unsatisfiable=unsatisfiable, **options)
+        if not wait:
+            click.echo(one_text({"id": handle.id, "state": handle.status()}, output))
+            return
+        from mesh.cli.waiting import wait_for
+
+        result = wait_for(handle, wait_timeout)
     if output == "table":
         click.echo(to_json(result))
     else:
-        show_one({"id": handle.id, "state": "succeeded", "result": result}, output)
+        click.echo(one_text({"id": handle.id, "state": "succeeded", "result": result}, output))
+
+
+def _options(
+    *, requires: str | None, priority: int, countdown: float | None, expires: float | None, timeout: float | None,
+    labels: str | None, retries: int | None, strategy: str | None, region: str | None, **_: Any,
+) -> dict[str, Any]:
+    """The options of `Mesh.submit`."""
+    return {
+        "requires": names(requires),
+        "priority": priority,
+        "countdown_s": countdown,
+        "expires_s": expires,
+        "timeout_s": timeout,
+        "retries": retries,
+        "strategy": strategy,
+        "region": region,
+        "labels": pairs("--labels", labels),
+    }
+
+
+def _explain(answer: dict[str, Any], output: str) -> None:
+    click.echo(one_text(answer, output, key="queue"))
+    if not answer["capable"]:
+        say(f"No agent can take it now: {answer['queue']} would wait.")
+        raise click.exceptions.Exit(Unsatisfiable.exit_code)

@@ -1,13 +1,9 @@
-"""The group of commands, and how its failures are told: one sentence on standard error, and an exit code.
-
-The commands are loaded by name when they are called; `mesh --help` needs none of them.
-"""
+"""The group of commands, and how its failures are told: one sentence on standard error, and an exit code."""
 
 from __future__ import annotations
 
-import importlib
+import os
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from typing import TextIO
@@ -15,67 +11,93 @@ from typing import TextIO
 import click
 
 from mesh import __version__
-from mesh.cli.options import common, verbose
+from mesh.cli import options
+from mesh.cli.commands import Lazy
 from mesh.cli.show import say
-from mesh.errors import MeshError
+from mesh.errors import MeshError, NotFound, StoreUnavailable
 
-#: Name -> what it does, in one line. The command itself is `command` in the module of that name.
-COMMANDS = {
-    "demo": "Real work on three agents; one is killed on the way, nothing is lost.",
-    "up": "Redis, a coordinator, agents and Flower, until Ctrl-C.",
-    "deploy": "Start an agent.",
-    "coordinator": "Start a coordinator.",
-    "flower": "Start Flower, the dashboard.",
-    "execute": "Submit a task.",
-    "status": "How a namespace or a task is doing.",
-    "discover": "List the agents of a namespace.",
-}
+__all__ = ["COMMANDS", "COMPLETING", "EXIT_CODES", "SECTIONS", "group", "run"]
+
+#: Title -> name -> (where the command is, what it does in one line).
+SECTIONS = {
+    "Run a mesh": {
+        "demo": ("mesh.cli.demo:command", "Real work on three agents; one is killed on the way, nothing is lost."),
+        "up": ("mesh.cli.up:command", "Redis, a coordinator, agents and Flower, until Ctrl-C."),
+        "deploy": ("mesh.cli.deploy:command", "Start an agent."),
+        "coordinator": ("mesh.cli.coordinator:command", "Start a coordinator."),
+        "flower": ("mesh.cli.flower:command", "Start Flower, the dashboard."),
+    },
+    "Work": {
+        "execute": ("mesh.cli.execute:command", "Submit a task."),
+        "task": ("mesh.cli.task:group", "List, show, watch, cancel and retry tasks; say why one waits."),
+        "dead-letter": ("mesh.cli.dead_letter:group", "Tasks that were put aside: list, show, replay, discard."),
+        "type": ("mesh.cli.type:group", "Task types that agents advertise: list, show."),
+    },
+    "Look": {
+        "status": ("mesh.cli.status:command", "How a namespace or a task is doing."),
+        "discover": ("mesh.cli.discover:command", "List the agents of a namespace."),
+        "queue": ("mesh.cli.queue:group", "Queues: what waits, and for how long."),
+        "doctor": ("mesh.cli.doctor:command", "Say what is wrong with the set-up, and what to do."),
+    },
+    "Steer": {
+        "agent": ("mesh.cli.agent:group", "List, describe, cordon, uncordon and drain agents."),
+        "cordon": ("mesh.cli.agent:cordon", "No new work for an agent."),
+        "uncordon": ("mesh.cli.agent:uncordon", "New work for an agent again."),
+        "drain": ("mesh.cli.agent:drain", "Let an agent finish its work, and leave."),
+        "config": ("mesh.cli.config:group", "Show the settings, check a configuration file."),
+        "completion": ("mesh.cli.completion:command", "Print a script that completes words in your shell."),
+    },
+}  # fmt: skip
+#: Name -> what it does.
+COMMANDS = {name: line for section in SECTIONS.values() for name, (_, line) in section.items()}
+EXIT_CODES = {
+    0: "done", 1: "task failed", 2: "usage", 3: "not found", 4: "refused", 5: "unavailable", 6: "timed out",
+    7: "conflict", 130: "interrupted",
+}  # fmt: skip
 DEFECT = 70  # EX_SOFTWARE of sysexits.h: not one of the documented outcomes
-
-
-class Commands(click.Group):
-    """A group whose commands are imported when they are called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name."""
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f"mesh.cli.{cmd_name}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Names and lines of the table; nothing is imported for it."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+COMPLETING = "_MESH_COMPLETE"  # the scripts of `mesh completion` set it
+_BROKEN_PIPE = 141  # 128 + SIGPIPE, as for every other program whose reader has gone
+#: What to type when something is not found, by the first word of the command.
+_LISTS = {
+    "task": "mesh task list", "status": "mesh task list", "agent": "mesh discover", "cordon": "mesh discover",
+    "uncordon": "mesh discover", "drain": "mesh discover", "dead-letter": "mesh dead-letter list",
+    "type": "mesh type list",
+}  # fmt: skip
 
 
 @click.group(
-    cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 task failed, 2 usage, 3 not found, 4 refused, 5 unavailable, 6 timed out, "
-    "7 conflict.",
+    cls=Lazy,
+    sections=SECTIONS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=f"Exit codes: {', '.join(f'{code} {meaning}' for code, meaning in EXIT_CODES.items())}.",
 )
 @click.version_option(__version__, message="%(version)s")
-@common
+@options.remote
 def group() -> None:
     """Agent Mesh: run work on a fleet of Celery agents, without losing any."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; its exit code."""
+    options.reset()
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", UserWarning)
     try:
-        code = group.main(args=list(arguments), prog_name="mesh", standalone_mode=False)
+        code = _call(arguments)
+        sys.stdout.flush()  # here, where a reader that has gone is no news
+    except BrokenPipeError:
+        _silence()
+        return _BROKEN_PIPE
     except MeshError as error:
-        return _failed(str(error), error.exit_code)
+        return _failed(f"{error}{_next_step(error, arguments)}", error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        say(error.format_message())
+        return error.exit_code
     except click.UsageError as error:
         where = f" See `{error.ctx.command_path} --help`." if error.ctx else ""
-        return _failed(f"{error.format_message()}{where}", error.exit_code)
+        sentence = error.format_message()
+        stop = "" if sentence.endswith((".", "?")) else "."
+        return _failed(f"{sentence}{stop}{where}", error.exit_code)
     except click.ClickException as error:
         return _failed(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -87,8 +109,35 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _call(arguments: Sequence[str]) -> object:
+    """What `group.main` does, but that a broken pipe and errors are ours to tell."""
+    if COMPLETING in os.environ:
+        group.main(prog_name="mesh", complete_var=COMPLETING)
+    try:
+        with group.make_context("mesh", list(arguments)) as ctx:
+            return group.invoke(ctx)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+
+
+def _next_step(error: MeshError, arguments: Sequence[str]) -> str:
+    if isinstance(error, NotFound):
+        listing = next((_LISTS[word] for word in arguments if word in _LISTS), None)
+        return f" `{listing}` shows what is there." if listing else ""
+    if isinstance(error, StoreUnavailable) and not options.through_coordinator():
+        return " `mesh doctor` looks for the cause."
+    return ""
+
+
+def _silence() -> None:
+    """Nobody reads on: what is still buffered must not fail again when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _failed(sentence: str, code: int) -> int:
-    if verbose():
+    if options.verbose():
+        import traceback  # costs 6 ms that no other run pays
+
         traceback.print_exc()
     say(f"Error: {' '.join(sentence.split())}")
     return code
@@ -104,5 +153,5 @@ def _show_warning(
 ) -> None:
     if category is UserWarning:
         say(f"Warning: {message}")
-    elif verbose():
+    elif options.verbose():
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))

@@ -6,43 +6,53 @@ from typing import Any
 
 import click
 
-from mesh.cli.options import common, load_settings, output
-from mesh.cli.show import show_one, table, to_json
+from mesh.cli import complete
+from mesh.cli.commands import Command
+from mesh.cli.options import open_mesh, output, remote, watch
+from mesh.cli.show import one_text, table, to_json
+from mesh.cli.watching import present
 
 
-@click.command("status")
-@click.argument("task_id", required=False)
+@click.command("status", cls=Command)
+@click.argument("task_id", required=False, metavar="[TASK]", shell_complete=complete.tasks)
+@watch
 @output
-@common
-def command(task_id: str | None, output: str) -> None:
-    """Show the record of TASK_ID; without it, the agents, queues and coordinators of the namespace."""
-    from mesh.client import Mesh
-    from mesh.services import views
+@remote
+def command(task_id: str | None, watch: float | None, output: str) -> None:
+    """Show the record of TASK; without it, the agents, queues and coordinators of the namespace.
 
-    with Mesh(settings=load_settings()) as mesh:
-        if task_id is not None:
-            show_one(views.task(mesh.handle(task_id).record()), output)
-        else:
-            _show_namespace(views.namespace(mesh.store), output)
+    JSON without TASK: namespace, coordinators, leader (id, term), agents (health: number), queues (name: {state:
+    number, now in it for live states, ever ended in it for the others}), states.
+    """
+    with open_mesh() as mesh:
+
+        def view() -> str:
+            if task_id is not None:
+                handle = mesh.handle(task_id)
+                return one_text({**handle.record(), "progress": handle.progress()}, output)
+            return _namespace_text(mesh.overview(), output)
+
+        present(view, watch)
 
 
-def _show_namespace(view: dict[str, Any], output: str) -> None:
+def _namespace_text(view: dict[str, Any], output: str) -> str:
     if output == "name":
-        click.echo(view["namespace"])
-        return
+        return str(view["namespace"])
     if output != "table":
-        click.echo(to_json(view, compact=output == "jsonl"))
-        return
+        return to_json(view, compact=output == "jsonl")
     leader = view["leader"]
     agents = ", ".join(f"{number} {status}" for status, number in view["agents"].items()) or "none"
-    click.echo(f"namespace     {view['namespace']}")
-    click.echo(f"coordinators  {', '.join(one['id'] for one in view['coordinators']) or 'none'}")
-    click.echo(f"leader        {leader['id'] + ' (term ' + str(leader['term']) + ')' if leader else 'none'}")
-    click.echo(f"agents        {agents}")
+    lines = [
+        f"namespace     {view['namespace']}",
+        f"coordinators  {', '.join(one['id'] for one in view['coordinators']) or 'none'}",
+        f"leader        {leader['id'] + ' (term ' + str(leader['term']) + ')' if leader else 'none'}",
+        f"agents        {agents}",
+    ]
     if view["queues"]:
         states = [state for state in view["states"] if any(state in row for row in view["queues"].values())]
         rows = [
             {"queue": name, **{state: row.get(state, 0) for state in states}}
             for name, row in view["queues"].items()
         ]
-        click.echo("\n" + table(rows, ["queue", *states]))
+        lines += ["", table(rows, ["queue", *states], key="queue")]
+    return "\n".join(lines)

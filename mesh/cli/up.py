@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
+from mesh.cli.commands import Command
 from mesh.cli.deploy import check_modules
 from mesh.cli.options import common, load_settings
 from mesh.cli.show import say
 
 
-@click.command("up")
+@click.command("up", cls=Command)
 @click.option("--agents", type=click.IntRange(1, 50), default=3, show_default=True, help="How many agents.")
 @click.option(
     "--concurrency", type=click.IntRange(1, 100), default=2, show_default=True, help="Tasks at once, each."

@@ -1,37 +1,81 @@
-"""The coordinator's HTTP service: its health, for probes, load balancers and people."""
+"""The coordinator's HTTP service, put together: routes, errors, the OpenAPI document."""
 
 from __future__ import annotations
 
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from typing import Any
+
+from fastapi import FastAPI, Response
 
 from mesh import __version__
-from mesh.coordinator.service import Coordinator
+from mesh.coordinator import openapi, problems, routes_namespace, routes_submit, routes_tasks
+from mesh.coordinator.answers import Json
+from mesh.coordinator.front import Front
 
 __all__ = ["create_app"]
 
+_OWN = "/v1/namespaces/{namespace}"
+_LINKS = ("tasks", "dead-letters", "agents", "capabilities", "queues", "types", "events")
 
-def create_app(coordinator: Coordinator) -> FastAPI:
-    """The service of one coordinator. Handlers are plain functions: they run in a pool of threads."""
-    app = FastAPI(title="Agent Mesh coordinator", version=__version__, docs_url=None, redoc_url=None)
 
-    @app.get("/health")
-    def health() -> JSONResponse:
+def create_app(front: Front) -> FastAPI:
+    """The service of one coordinator.
+
+    Handlers that use the store are plain functions: they run in a pool of threads. What only waits is a coroutine.
+    """
+    app = FastAPI(
+        title="Agent Mesh coordinator",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        default_response_class=Json,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.front = front
+    for router in (
+        routes_submit.router,
+        routes_tasks.router,
+        routes_namespace.router,
+        routes_namespace.cluster_router,
+    ):
+        app.include_router(router)
+    _add_health(app, front)
+    problems.install(app)
+    openapi.install(app)
+    return app
+
+
+def _described(meaning: str, bad: str) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"schema": {"type": "object"}}}
+    return {200: {"description": meaning, "content": content}, 503: {"description": bad, "content": content}}
+
+
+def _add_health(app: FastAPI, front: Front) -> None:
+    coordinator = front.coordinator
+
+    @app.get("/health", tags=["health"], responses=_described("All is well.", "It cannot do its work."))
+    def health() -> Response:
         """All that it knows of itself; 503 when it cannot do its work."""
         well, body = coordinator.report()
-        return JSONResponse(body, 200 if well else 503)
+        return Json(body, 200 if well else 503)
 
-    @app.get("/health/live")
-    async def live() -> JSONResponse:
+    @app.get("/health/live", tags=["health"])
+    async def live() -> Response:
         """Whether the process is alive: independent of Redis, so that an outage restarts nobody."""
-        return JSONResponse({"status": "ok"})
+        return Json({"status": "ok"})
 
-    @app.get("/health/ready")
-    def ready() -> JSONResponse:
+    @app.get("/health/ready", tags=["health"], responses=_described("Send it requests.", "Send it none."))
+    def ready() -> Response:
         """Whether to send it requests."""
         well, why = coordinator.ready()
         if well:
-            return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": "not ready", "detail": why}, 503)
+            return Json({"status": "ready"})
+        return Json({"status": "not ready", "detail": why}, 503)
 
-    return app
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        """Where things are."""
+        base = _OWN.format(namespace=coordinator.settings.namespace)
+        links = {name.replace("-", "_"): f"{base}/{name}" for name in _LINKS}
+        more = {"cluster": "/v1/cluster", "health": "/health", "openapi": "/openapi.json"}
+        return Json({"service": "agent-mesh coordinator", "version": __version__, "links": {**links, **more}})

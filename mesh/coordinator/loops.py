@@ -76,7 +76,8 @@ class Reap:
 
 
 class Tick:
-    """Queues scheduled tasks whose time has come, expires queued ones, completes chords that a died process left."""
+    """Queues scheduled tasks whose time has come, expires queued ones, offers what its region leaves waiting to all regions,
+    completes chords that a died process left."""
 
     name, every_s = "tick", 0.5
     page = 500
@@ -86,10 +87,10 @@ class Tick:
 
     def run_once(self) -> Report:
         """One run."""
-        counts = {"promoted": 0, "expired": 0, "forgotten": 0, "chords": 0}
+        counts = {"promoted": 0, "expired": 0, "forgotten": 0, "left_region": 0, "chords": 0}
         for _ in range(_PAGES):
-            promoted, expired, forgotten, due = self._store.tasks.tick(self.page)
-            numbers = (promoted, expired, forgotten)
+            *numbers, due, left = self._store.tasks.tick(self.page)
+            numbers.append(left)
             for name, number in zip(counts, (*numbers, len(due)), strict=True):
                 counts[name] += number
             if due:

@@ -16,7 +16,9 @@ import uvicorn
 
 from mesh.bus.app import app as celery_app
 from mesh.coordinator.app import create_app
+from mesh.coordinator.front import Front
 from mesh.coordinator.service import Coordinator
+from mesh.coordinator.shortcut import Shortcut
 from mesh.errors import Conflict, Invalid
 from mesh.services.views import iso
 from mesh.settings import Settings
@@ -24,6 +26,9 @@ from mesh.settings import Settings
 __all__ = ["bind", "serve"]
 logger = logging.getLogger(__name__)
 _GRACE_S = 5
+_KEEP_ALIVE_S = (
+    75  # longer than callers and balancers keep theirs: they close first, and no request meets a closing one
+)
 
 
 def bind(host: str, port: int, *, asked: bool) -> socket.socket:
@@ -56,6 +61,13 @@ def bind(host: str, port: int, *, asked: bool) -> socket.socket:
 
 class _Server(uvicorn.Server):
     """Leaves signals to us: uvicorn would raise them again when it has stopped, and the exit code would be theirs."""
+
+    front: Front
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish the requests under way; what only waits is answered at once."""
+        self.front.end_waits()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -97,15 +109,21 @@ def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None)
         coordinator = Coordinator(
             settings, port=number, complete_chords=lambda groups: celery_app.backend.complete_chords(groups)
         )
+        front = Front(coordinator)
         server = _Server(
             uvicorn.Config(
-                create_app(coordinator),
+                Shortcut(create_app(front)),
                 log_config=None,
                 access_log=False,
+                server_header=False,
+                proxy_headers=False,
                 lifespan="off",
+                ws="none",
+                timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )
+        server.front = front
 
         def end(_: int, __: FrameType | None) -> None:
             server.should_exit = True
@@ -118,6 +136,7 @@ def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None)
             )
             server.run(sockets=[listener])
         finally:
+            front.close()
             coordinator.stop()
             logger.info("coordinator %s stopped", coordinator.id)
             for one, handler in former.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 from mesh.core.agents import Health, health
 from mesh.core.requirements import capabilities_of, satisfies
+from mesh.errors import NotFound
 from mesh.settings import Settings
 from mesh.store.store import Store
 
@@ -33,6 +34,7 @@ class AgentInfo:
     joined_at: str  # UTC, ISO 8601
     last_beat_at: str
     silent_ms: int
+    cordoned: bool
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -54,7 +56,7 @@ def _info(row: dict[str, str], now_ms: int, settings: Settings) -> AgentInfo:
         status=health(
             silent_ms=now_ms - beat,
             left="left" in row,
-            draining=row.get("state") == "draining",
+            draining=row.get("state") == "draining" or "drain" in row,
             heartbeat_interval_ms=settings.heartbeat_interval_ms,
             unhealthy_threshold_ms=settings.unhealthy_threshold_ms,
         ),
@@ -70,6 +72,7 @@ def _info(row: dict[str, str], now_ms: int, settings: Settings) -> AgentInfo:
         joined_at=_iso(row.get("joined", "0")),
         last_beat_at=_iso(beat),
         silent_ms=max(0, now_ms - beat),
+        cordoned="cordoned" in row,
     )
 
 
@@ -89,18 +92,20 @@ def discover(
 
 
 def capable(store: Store, requirement: str) -> list[AgentInfo]:
-    """The agents that could take a task of this requirement: they offer it all, and are there."""
+    """The agents that could take a task of this requirement: they offer it all, are there and not cordoned."""
     there = (Health.HEALTHY, Health.DEGRADED)
     return [
         agent
         for agent in discover(store)
-        if agent.status in there and satisfies(frozenset(agent.capabilities), requirement)
+        if agent.status in there
+        and not agent.cordoned
+        and satisfies(frozenset(agent.capabilities), requirement)
     ]
 
 
 def unmet(store: Store, requirement: str) -> str | None:
     """A sentence that says why no agent can take a task of this requirement now; None if one can."""
-    if capable(store, requirement):
+    if store.agents.consumers(requirement) or capable(store, requirement):
         return None
     offered = {
         name for agent in discover(store) if agent.status != Health.OFFLINE for name in agent.capabilities
@@ -110,4 +115,23 @@ def unmet(store: Store, requirement: str) -> str | None:
     if missing:
         near = f" (offered: {', '.join(sorted(offered))})" if offered else " (no agent is there)"
         return f"No agent offers {' and '.join(missing)}{near}: the task waits until one does."
+    if any(
+        agent.cordoned and satisfies(frozenset(agent.capabilities), requirement) for agent in discover(store)
+    ):
+        return f"Every agent that offers {' and '.join(sorted(needed))} is cordoned: the task waits until one is not."
     return f"No single agent offers {' and '.join(sorted(needed))} together: the task waits until one does."
+
+
+def cordon(store: Store, agent_id: str, on: bool = True) -> None:
+    """Give an agent no new work (or again); what waited in its own queue goes to the others. Raises `NotFound`."""
+    _tell(store, agent_id, "cordon" if on else "uncordon")
+
+
+def drain(store: Store, agent_id: str) -> None:
+    """Let an agent finish what it runs and leave; what it has not started goes to the others. Raises `NotFound`."""
+    _tell(store, agent_id, "drain")
+
+
+def _tell(store: Store, agent_id: str, how: str) -> None:
+    if store.agents.cordon(agent_id, how) == "missing":
+        raise NotFound(f"There is no agent {agent_id!r} in namespace {store.settings.namespace!r}.")

@@ -14,22 +14,25 @@ import msgspec
 
 from mesh.bus import documents, messages
 from mesh.core.names import check_name
+from mesh.core.places import check_strategy, placing
 from mesh.core.requirements import canonical
-from mesh.core.states import TERMINAL, State
+from mesh.core.states import State
 from mesh.errors import (
     Cancelled,
     Conflict,
     DeadLettered,
     Invalid,
+    MeshError,
     NotFound,
     TaskFailed,
     TimedOut,
     Unsatisfiable,
 )
+from mesh.services import types
+from mesh.services.types import TypeInfo
 from mesh.store.store import Store
-from mesh.store.tasks import Record, Template
+from mesh.store.tasks import Publication, Record, Template
 
-_EMBED = b', {}, {"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'
 _BATCH = 500  # tasks published by one script: some milliseconds of Redis's time
 _BATCH_BYTES = 4_000_000
 _HARD_AFTER_S = 10.0
@@ -44,11 +47,24 @@ class Options:
     countdown_s: float | None = None
     expires_s: float | None = None
     timeout_s: float | None = None  # bounds one attempt
+    retries: int | None = None  # after a failure; for types made with `@task`
+    strategy: str | None = None  # see `mesh.core.places.Strategy`
+    region: str | None = None  # preferred; another serves if it cannot
     ignore_result: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
 DEFAULTS = Options()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One task of a mixed batch."""
+
+    task_type: str
+    payload: Any = None
+    options: Options = DEFAULTS
+    task_id: str | None = None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -73,6 +89,7 @@ class _Shape:
     """What the tasks of one submission have in common."""
 
     task_type: str
+    info: TypeInfo | None  # None: nobody has said anything of this type
     headers: dict[str, Any] | None
     template: Template
 
@@ -82,36 +99,65 @@ class _Shape:
         return self.template.queue
 
 
-def _shape(task_type: str, options: Options) -> _Shape:
-    return _plain_shape(task_type) if options is DEFAULTS else _make_shape(task_type, options)
+def _shape(store: Store, task_type: str, options: Options) -> _Shape:
+    settings = store.settings
+    strategy, region = settings.load_balancing_strategy, settings.agent_region
+    info = types.find(store, task_type)
+    requires = info.requires if info is not None else ()
+    if options is DEFAULTS:
+        common, template = _plain_shape(task_type, requires, strategy, region)
+    else:
+        common, template = _make_shape(
+            task_type, requires, options, options.strategy or strategy, options.region or region
+        )
+    return _Shape(task_type, info, common, template)
+
+
+def requirement(store: Store, task_type: str, requires: tuple[str, ...]) -> str:
+    """The queue of such a task: what its type needs, and what it needs beyond. Raises `Invalid`, `StoreUnavailable`."""
+    info = types.find(store, task_type)
+    return requirement_of(task_type, (*info.requires, *requires) if info is not None else requires)
 
 
 @functools.lru_cache(maxsize=4096)
-def _plain_shape(task_type: str) -> _Shape:
-    return _make_shape(task_type, DEFAULTS)
+def _plain_shape(
+    task_type: str, requires: tuple[str, ...], strategy: str, region: str | None
+) -> tuple[dict[str, Any] | None, Template]:
+    return _make_shape(task_type, requires, DEFAULTS, strategy, region)
 
 
-def _make_shape(task_type: str, options: Options) -> _Shape:
+def _make_shape(
+    task_type: str, requires: tuple[str, ...], options: Options, strategy: str, region: str | None
+) -> tuple[dict[str, Any] | None, Template]:
     if not isinstance(options.priority, int) or not 0 <= options.priority <= 9:
         raise Invalid(f"Priority {options.priority!r} is not a whole number from 0 to 9 (9 is first).")
     for name in ("countdown_s", "expires_s", "timeout_s"):
         value = getattr(options, name)
         if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 10**9):
             raise Invalid(f"{name} {value!r} is not a number of seconds from 0 on.")
+    if options.retries is not None and not (
+        isinstance(options.retries, int) and 0 <= options.retries <= 1000
+    ):
+        raise Invalid(f"retries {options.retries!r} is not a whole number from 0 to 1000.")
+    if region is not None:
+        check_name("region", region)
     headers: dict[str, Any] = {}
+    if options.retries is not None:
+        headers[messages.RETRIES_HEADER] = options.retries
     if options.timeout_s is not None:
         headers["timelimit"] = [options.timeout_s + _HARD_AFTER_S, options.timeout_s]
     if options.ignore_result:
         headers["ignore_result"] = True
     template = Template(
-        queue=requirement_of(task_type, options.requires),
+        queue=requirement_of(task_type, (*requires, *options.requires)),
         type=task_type,
         priority=options.priority,
         delay_ms=int(options.countdown_s * 1000) if options.countdown_s else None,
         expires_ms=None if options.expires_s is None else int(options.expires_s * 1000),
+        placing=placing(check_strategy(strategy), region),
         extra=("labels", json.dumps(dict(options.labels))) if options.labels else (),
     )
-    return _Shape(task_type, headers or None, template)
+    return headers or None, template
 
 
 def new_id() -> str:
@@ -120,24 +166,35 @@ def new_id() -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-def _publication(shape: _Shape, payload: Any, task_id: str | None, limit: int) -> tuple[str, bytes]:
-    """(id, the packed publication)."""
+def payload_json(task_type: str, payload: Any, limit: int) -> bytes:
+    """A payload as JSON of at most `limit` bytes; pydantic models and the like as what they say. Raises `Invalid`."""
     try:
-        body = b"[[]" + _EMBED if payload is None else b"[[" + _to_json(payload) + b"]" + _EMBED
+        written = _to_json(payload)
     except (TypeError, ValueError, RecursionError) as error:
-        raise Invalid(f"The payload of task {shape.task_type} cannot be written as JSON: {error}.") from error
-    if len(body) > limit:
+        raise Invalid(f"The payload of task {task_type} cannot be written as JSON: {error}.") from error
+    if len(written) > limit:
         raise Invalid(
-            f"The payload of task {shape.task_type} has {len(body):,} bytes, more than the {limit:,} allowed "
+            f"The payload of task {task_type} has {len(written):,} bytes, more than the {limit:,} allowed "
             "(MESH_MAX_PAYLOAD_BYTES): pass a reference to the data instead."
         )
+    return written
+
+
+def _publication(shape: _Shape, payload: Any, task_id: str | None, limit: int) -> tuple[str, Publication]:
+    """(id, the packed publication). Raises `Invalid` for a payload that its type does not take."""
+    if shape.info is not None:
+        types.check(shape.info, payload)
+    if payload is None:
+        arguments = b"[]"
+    else:
+        arguments = b"[%b]" % payload_json(shape.task_type, payload, limit)
     token = ""
     if task_id is None:
         task_id = new_id()
     else:
-        content = b"\0".join((shape.task_type.encode(), shape.queue.encode(), body))
+        content = b"\0".join((shape.task_type.encode(), shape.queue.encode(), arguments))
         token = hashlib.blake2b(content, digest_size=16).hexdigest()
-    message = messages.encode(shape.task_type, body, headers=shape.headers)
+    message = messages.of_arguments(shape.task_type, arguments, shape.headers)
     return task_id, shape.template.publication(task_id, message, token)
 
 
@@ -163,7 +220,7 @@ def submit(
     """
     if task_id is not None:
         check_task_id(task_id)
-    shape = _shape(task_type, options)
+    shape = _shape(store, task_type, options)
     new, publication = _publication(shape, payload, task_id, store.settings.max_payload_bytes)
     _check(store.tasks.submit([publication])[0], new, shape)
     return new
@@ -173,7 +230,7 @@ def submit_many(
     store: Store, task_type: str, payloads: Iterable[Any], options: Options = DEFAULTS
 ) -> list[str]:
     """Publish many tasks of one type, some hundreds in a step; their ids in order. All payloads are checked first."""
-    shape = _shape(task_type, options)
+    shape = _shape(store, task_type, options)
     limit = store.settings.max_payload_bytes
     made = [_publication(shape, payload, None, limit) for payload in payloads]
     ids = [task_id for task_id, _ in made]
@@ -185,13 +242,41 @@ def submit_many(
     return ids
 
 
-def _batches(publications: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+def submit_items(store: Store, items: Sequence[Item]) -> list[str | MeshError]:
+    """Publish a mixed batch, some hundreds in a step; an id or an error for each item: one item's is its own."""
+    limit = store.settings.max_payload_bytes
+    answers: list[str | MeshError] = []
+    made: list[tuple[int, _Shape, Publication]] = []
+    for index, item in enumerate(items):
+        try:
+            if item.task_id is not None:
+                check_task_id(item.task_id)
+            shape = _shape(store, item.task_type, item.options)
+            task_id, publication = _publication(shape, item.payload, item.task_id, limit)
+        except MeshError as error:
+            answers.append(error)
+            continue
+        answers.append(task_id)
+        made.append((index, shape, publication))
+    at = 0
+    for words in store.tasks.submit_batches(_batches([publication for _, _, publication in made])):
+        for word in words:
+            index, shape, _ = made[at]
+            at += 1
+            try:
+                _check(word, str(answers[index]), shape)
+            except MeshError as error:
+                answers[index] = error
+    return answers
+
+
+def _batches(publications: Sequence[Publication]) -> Iterator[Sequence[Publication]]:
     first = size = 0
     for index, publication in enumerate(publications):
-        size += len(publication)
+        size += len(publication.packed)
         if index > first and (index - first == _BATCH or size > _BATCH_BYTES):
             yield publications[first:index]
-            first, size = index, len(publication)
+            first, size = index, len(publication.packed)
     if first < len(publications):
         yield publications[first:]
 
@@ -221,6 +306,23 @@ def cancel(store: Store, task_id: str, reason: str = "cancelled") -> bool:
     return word == "moved"
 
 
+def retry(store: Store, task_id: str) -> None:
+    """Run a task that failed, timed out or was put aside again: a new run of the same id.
+
+    Raises `NotFound`, `Conflict` (it has not ended, or ended otherwise, or its message is no longer kept).
+    """
+    record = get(store, task_id)
+    message = store.tasks.message(task_id)
+    word = "stale" if message is None else store.tasks.replay(task_id, record.run, messages.anew(message))
+    if word == "missing":
+        raise NotFound(f"There is no task {task_id!r} in namespace {store.settings.namespace!r}.")
+    if word != "moved":
+        raise Conflict(
+            f"Task {task_id} is {record.state.replace('_', ' ')}: only one that failed, timed out or was dead-lettered, and "
+            "is still kept, can be run again."
+        )
+
+
 def decode_document(document: bytes) -> dict[str, Any]:
     """The fields of a result document."""
     return documents.decode(document)
@@ -234,40 +336,18 @@ _FAILURES: dict[State, type[TaskFailed]] = {
 }
 
 
-def outcome(store: Store, task_id: str, document: bytes | None = None) -> tuple[bool, Any]:
-    """(whether the task has ended, its result). `document`: its result document if the caller has been sent it.
-
-    A task that ended otherwise than well raises `TaskFailed` or a kind of it. Raises `NotFound`.
-    """
-    if document is not None:
-        meta = decode_document(document)
-        if meta["status"] == "SUCCESS":
-            return True, meta["result"]
-    state, _, stored = store.tasks.outcome(task_id)
-    if state is None and stored is None:
-        raise NotFound(f"There is no task {task_id!r} in namespace {store.settings.namespace!r}.")
-    if state not in TERMINAL:
-        return False, None
-    meta = decode_document(stored) if stored else {"result": None}
+def value_of(end: Mapping[str, Any]) -> Any:
+    """The result of a task that has ended, by `views.end`. Raises `TaskFailed` or a kind of it."""
+    state = State(end["state"])
     if state is State.SUCCEEDED:
-        return True, meta["result"]
-    raise _failure(task_id, state, meta)
-
-
-def _failure(task_id: str, state: State, meta: dict[str, Any]) -> TaskFailed:
-    result = meta.get("result")
-    error: dict[str, Any] = result if isinstance(result, dict) else {}
-    words = error.get("exc_message") or []
-    said = ", ".join(str(word) for word in words) if isinstance(words, list) else str(words)
-    what = (
-        f"{error.get('exc_type', 'no details')}: {said}" if said else str(error.get("exc_type", "no details"))
-    )
-    kind = _FAILURES.get(state, TaskFailed)
-    details = {
-        "type": error.get("exc_type"),
-        "message": said,
-        "traceback": meta.get("traceback"),
-    }
-    return kind(
-        f"Task {task_id} {state.replace('_', ' ')}: {what}", task_id=task_id, state=str(state), error=details
+        return end.get("result")
+    error = end.get("error") or {}
+    what = error.get("type") or "no details"
+    if error.get("message"):
+        what = f"{what}: {error['message']}"
+    raise _FAILURES.get(state, TaskFailed)(
+        f"Task {end['id']} {state.replace('_', ' ')}: {what}",
+        task_id=end["id"],
+        state=str(state),
+        error=error,
     )

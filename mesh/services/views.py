@@ -7,8 +7,12 @@ import json
 from collections import Counter
 from typing import Any
 
+import msgspec
+
+from mesh.bus import documents
 from mesh.core.states import State
 from mesh.services.agents import discover
+from mesh.store.client import ResponseError
 from mesh.store.coordinators import Coordinators
 from mesh.store.store import Store
 from mesh.store.tasks import Record
@@ -44,6 +48,57 @@ def task(record: Record) -> dict[str, Any]:
     }
 
 
+def _decoded(document: bytes | None) -> dict[str, Any]:
+    if not document:
+        return {}
+    try:
+        return documents.decode(document)
+    except msgspec.DecodeError:  # what only Python's reader takes: NaN, half a surrogate pair
+        meta: dict[str, Any] = json.loads(document)
+        return meta
+
+
+def failure(meta: dict[str, Any]) -> dict[str, Any]:
+    """{type, message, traceback} of a result document that tells of a failure."""
+    result = meta.get("result")
+    error: dict[str, Any] = result if isinstance(result, dict) else {}
+    words = error.get("exc_message") or []
+    said = ", ".join(str(word) for word in words) if isinstance(words, (list, tuple)) else str(words)
+    return {"type": error.get("exc_type"), "message": said, "traceback": meta.get("traceback")}
+
+
+def end(task_id: str, state: State, document: bytes | None) -> dict[str, Any]:
+    """A task that has ended: {id, state, result} if it succeeded, else {id, state, error: {type, message, traceback}}."""
+    meta = _decoded(document)
+    if state is State.SUCCEEDED:
+        return {"id": task_id, "state": str(state), "result": meta.get("result")}
+    return {"id": task_id, "state": str(state), "error": failure(meta)}
+
+
+def progress(document: bytes | None) -> dict[str, Any] | None:
+    """What a task last told of its progress, {fraction, note}, from its result document; None if nothing."""
+    meta = _decoded(document)
+    told = meta.get("result") if meta.get("status") == "PROGRESS" else None
+    return told if isinstance(told, dict) else None
+
+
+def attempts(record: Record) -> dict[str, Any]:
+    """How often a task was tried, and its latest attempt."""
+    latest = None
+    if record.attempt and (record.leased or record.started):
+        times = {f"{name}_at": iso(getattr(record, name)) for name in ("leased", "started", "ended")}
+        latest = {"attempt": record.attempt, "agent": record.agent, **times, "error": record.error}
+    return {
+        "id": record.id,
+        "state": str(record.state),
+        "run": record.run,
+        "attempts": record.attempt,
+        "failures": record.failures,
+        "crashes": record.crashes,
+        "latest": latest,
+    }
+
+
 def namespace(store: Store) -> dict[str, Any]:
     """Agents by health, tasks by queue and state, coordinators and who leads them.
 
@@ -64,3 +119,55 @@ def namespace(store: Store) -> dict[str, Any]:
         },
         "states": [str(state) for state in State],
     }
+
+
+_DURABILITY = ("appendonly", "appendfsync", "maxmemory-policy", "min-replicas-to-write")
+
+
+def cluster(store: Store, version: str) -> dict[str, Any]:
+    """{namespace, coordinators, leader, regions, durability, versions}: what the mesh stands on. `version`: the caller's.
+
+    `regions`: region -> {agents, coordinators} that are there; `durability`: Redis's own settings, None where it does not tell.
+    """
+    coordinators = Coordinators(store.client, store.keys)
+    term, leader = coordinators.leader()
+    running = coordinators.all()
+    agents = [agent for agent in discover(store) if agent.status != "offline"]
+    regions: dict[str, dict[str, int]] = {}
+    for kind, names in (
+        ("agents", [agent.region for agent in agents]),
+        ("coordinators", [one.get("region") for one in running]),
+    ):
+        for name, number in Counter(names).items():
+            regions.setdefault(name or "", {"agents": 0, "coordinators": 0})[kind] = number
+    return {
+        "namespace": store.settings.namespace,
+        "coordinators": running,
+        "leader": {"id": leader, "term": term} if leader else None,
+        "regions": regions,
+        "durability": {name: _setting(store, name) for name in _DURABILITY},
+        "versions": {
+            "coordinator": version,
+            "redis": _redis_version(store),
+            "agents": dict(Counter(agent.version for agent in agents)),
+        },
+    }
+
+
+def _setting(store: Store, name: str) -> str | None:
+    try:
+        pair = store.client.execute("CONFIG", "GET", name)
+    except ResponseError:  # forbidden or renamed on many managed servers
+        return None
+    return pair[1].decode() if pair else None
+
+
+def _redis_version(store: Store) -> str | None:
+    try:
+        lines = store.client.execute("INFO", "server").decode().splitlines()
+    except ResponseError:
+        return None
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    if "valkey_version" in facts:
+        return f"Valkey {facts['valkey_version']}"
+    return f"Redis {facts.get('redis_version', '?')}"

@@ -25,7 +25,23 @@ def join(
     rejoin: Arg[str],
     lost_ms: Arg[int],
     fields: Arg[bytes],
-    capabilities: Args[str],
+) -> None: ...
+
+
+@script
+def offer(
+    present: Key,
+    sequence: Key,
+    prefix: Prefix,
+    agent: Arg[str],
+    incarnation: Arg[str],
+    queues: Args[str],
+) -> None: ...
+
+
+@script
+def cordon(
+    ready: Key, present: Key, sequence: Key, prefix: Prefix, agent: Arg[str], how: Arg[str], limit: Arg[int]
 ) -> None: ...
 
 
@@ -33,6 +49,7 @@ def join(
 def renew(
     leases: Key,
     agents: Key,
+    present: Key,
     requirements_version: Key,
     chords_due: Key,
     pulse: Key,
@@ -48,7 +65,9 @@ def renew(
 
 
 @script
-def leave(prefix: Prefix, agent: Arg[str], incarnation: Arg[str], capabilities: Args[str]) -> None: ...
+def leave(
+    ready: Key, present: Key, prefix: Prefix, agent: Arg[str], incarnation: Arg[str], limit: Arg[int]
+) -> None: ...
 
 
 @script
@@ -63,7 +82,8 @@ def lead(leader: Key, coordinator: Arg[str], lead_ms: Arg[int]) -> None: ...
 def resign(leader: Key, coordinator: Arg[str]) -> None: ...
 
 
-ALL = (join, renew, leave, evict, lead, resign)
+ALL = (join, offer, cordon, renew, leave, evict, lead, resign)
+_PAGE = 1000  # tasks that one script moves
 _AGENTS_KEPT_MS = 86_400_000
 
 
@@ -81,11 +101,12 @@ class Joined:
 class Beat:
     """The answer to a beat; `words`: held | settled | lost, one for each attempt named."""
 
-    known: str  # known | unknown | usurped
+    known: str  # known | absent | unknown | usurped
     requirements_version: int
     next_lease_end_ms: int  # -1: no lease at all
     chords_due: list[str]
     words: list[str]
+    asked: str  # cordoned | drain | ''
 
 
 class Agents:
@@ -100,7 +121,6 @@ class Agents:
         self,
         agent: str,
         fields: dict[str, Any],
-        capabilities: Sequence[str],
         *,
         gone: int | None = None,
         rejoin: int | None = None,
@@ -114,7 +134,6 @@ class Agents:
             "" if rejoin is None else rejoin,
             self._lease_ms,
             _pack(flat),
-            *capabilities,
         )
         number = int(answer[2])
         if answer[0] == b"taken":
@@ -132,12 +151,30 @@ class Agents:
             next_lease_end_ms=int(answer[3]),
             chords_due=[group.decode() for group in answer[4]],
             words=[word.decode() for word in answer[5]],
+            asked=answer[6].decode(),
         )
 
-    def leave(self, agent: str, incarnation: int, capabilities: Sequence[str]) -> str:
-        """Deregister; the record stays for a day, as offline."""
-        answer: bytes = self.bound["leave"](agent, incarnation, *capabilities)
+    def offer(self, agent: str, incarnation: int, queues: Sequence[str]) -> str:
+        """Say which queues an agent consumes: tasks are placed with it from now on (moved | fenced)."""
+        answer: bytes = self.bound["offer"](agent, incarnation, *queues)
         return answer.decode()
+
+    def cordon(self, agent: str, how: str) -> str:
+        """`how`: cordon | uncordon | drain; the agent hears of it at once (moved | missing)."""
+        return self._paged("cordon", agent, how)
+
+    def leave(self, agent: str, incarnation: int) -> str:
+        """Deregister (moved | fenced); the record stays for a day, as offline."""
+        return self._paged("leave", agent, incarnation)
+
+    def _paged(self, script: str, agent: str, word: str | int) -> str:
+        while (answer := self.bound[script](agent, word, _PAGE)) == b"more":
+            pass
+        return str(answer.decode())
+
+    def consumers(self, queue: str) -> int:
+        """How many agents take what waits in a queue."""
+        return int(self._client.execute("ZCARD", self._keys.of("consumers", queue)))
 
     def evict(self, holder: str) -> int:
         """End the leases of a holder (`agent#incarnation`) whose life is known to be over; how many."""
@@ -178,14 +215,6 @@ class Agents:
         """Drop agents from the index that have not beaten for a day (their records have gone by themselves)."""
         limit = self.now_ms() - _AGENTS_KEPT_MS
         return int(self._client.execute("ZREMRANGEBYSCORE", self._keys["agents"], "-inf", limit))
-
-    def nudge(self, agent: str, why: str) -> None:
-        """Make an agent beat now."""
-        self._client.pipeline(
-            ("RPUSH", self._keys.of("nudge", agent), why),
-            ("LTRIM", self._keys.of("nudge", agent), 0, 0),
-            ("PEXPIRE", self._keys.of("nudge", agent), 60000),
-        )
 
     def lead(self, coordinator: str, lead_ms: int) -> tuple[bool, int, str]:
         """Take or keep the lead: (leading, term, leader's id)."""

@@ -122,8 +122,9 @@ class Client:
         Error replies are returned as exceptions. What is under way when the network fails is sent once more: commands
         must bear being repeated.
         """
-        connection: redis.Connection | None = self.connection()
+        connection: redis.Connection | None = self._pooled() or self.connection()
         waiting: deque[bytes] = deque()
+        finished = False
 
         def answer() -> Any:
             nonlocal connection
@@ -149,20 +150,29 @@ class Client:
                     yield answer()
             while waiting:
                 yield answer()
+            finished = True
         finally:
             if connection is not None:
-                connection.disconnect()
+                if finished:
+                    self._free.append(connection)
+                else:
+                    connection.disconnect()  # replies may be under way
+
+    def _pooled(self) -> redis.Connection | None:
+        """A connection that nobody uses, or None."""
+        if self._pid != os.getpid():  # forked: the sockets are the parent's
+            self._free, self._pid = deque(), os.getpid()
+        try:
+            return self._free.pop()
+        except IndexError:
+            return None
 
     def calls(self, commands: Sequence[bytes], replies: int) -> list[Any]:
         """Send packed commands in one write, return one reply each; error replies are returned as exceptions."""
         packed: list[Any] = [b"".join(commands)]
-        if self._pid != os.getpid():  # forked: the sockets are the parent's
-            self._free, self._pid = deque(), os.getpid()
         while True:
-            try:
-                connection, pooled = self._free.pop(), True
-            except IndexError:
-                connection, pooled = self.connection(), False
+            pooled = self._pooled()
+            connection = pooled or self.connection()
             try:
                 if not pooled:
                     connection.connect()

@@ -112,9 +112,9 @@ class Bound:
         """The packed EVALSHA with these arguments."""
         return b"".join([b"*%d\r\n" % (self._words + len(args)), self._head, *pack_words(args)])
 
-    def pack_parts(self, parts: Sequence[bytes], width: int) -> bytes:
-        """The packed EVALSHA of arguments that are packed already, `width` of them in each part."""
-        return b"".join([b"*%d\r\n" % (self._words + len(parts) * width), self._head, *parts])
+    def pack_parts(self, parts: Iterable[bytes], number: int) -> bytes:
+        """The packed EVALSHA of `number` arguments that are packed already."""
+        return b"".join([b"*%d\r\n" % (self._words + number), self._head, *parts])
 
     def stream(self, commands: Iterable[bytes]) -> Iterator[Any]:
         """The replies of several packed calls, see `Client.stream`."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from mesh.errors import StoreUnavailable
 from mesh.settings import Settings
-from mesh.store import agents, chords, task_scripts
+from mesh.store import agents, chords, task_scripts, types
 from mesh.store.agents import Agents
 from mesh.store.chords import Chords
 from mesh.store.client import Client, ResponseError
 from mesh.store.keys import Keys
 from mesh.store.tasks import Tasks
+from mesh.store.types import Types
 
 
 class Store:
@@ -34,9 +35,11 @@ class Store:
             max_crashes=settings.max_crashes,
             lease_ms=lease_ms,
             renew_ms=renew_ms,
+            spill_ms=settings.region_spill_ms,
         )
         self.agents = Agents(self.client, self.keys, lease_ms=lease_ms, renew_ms=renew_ms)
         self.chords = Chords(self.client, self.keys, keep_ms=keep_ms)
+        self.types = Types(self.client, self.keys)
 
     def check(self) -> None:
         """Raise `StoreUnavailable` unless Redis answers and evicts nothing (an evicted key would be a lost task)."""
@@ -53,7 +56,7 @@ class Store:
 
     def preload(self) -> None:
         """Teach the server all scripts."""
-        for part in (self.tasks.bound, self.agents.bound, self.chords.bound):
+        for part in (self.tasks.bound, self.agents.bound, self.chords.bound, self.types.bound):
             for bound in part.values():
                 bound.load()
 
@@ -62,4 +65,4 @@ class Store:
         self.client.close()
 
 
-SCRIPTS = (*task_scripts.ALL, *agents.ALL, *chords.ALL)
+SCRIPTS = (*task_scripts.ALL, *agents.ALL, *chords.ALL, *types.ALL)

@@ -22,7 +22,7 @@ def submit(
     requirements: Key,
     requirements_version: Key,
     sequence: Key,
-    agents: Key,
+    present: Key,
     prefix: Prefix,
     tasks: Args[Any],
 ) -> None: ...
@@ -35,7 +35,10 @@ def retry(
     leases: Key,
     deadlines: Key,
     counters: Key,
+    requirements: Key,
+    requirements_version: Key,
     sequence: Key,
+    present: Key,
     prefix: Prefix,
     task_id: Arg[str],
     fence: Arg[str],
@@ -45,6 +48,23 @@ def retry(
     message: Arg[bytes],
     delay_ms: Arg[str],
     failed: Arg[int],
+) -> None: ...
+
+
+@script
+def replay(
+    ready: Key,
+    counters: Key,
+    dead: Key,
+    requirements: Key,
+    requirements_version: Key,
+    sequence: Key,
+    present: Key,
+    recent: Key,
+    prefix: Prefix,
+    task_id: Arg[str],
+    run: Arg[int],
+    message: Arg[bytes],
 ) -> None: ...
 
 
@@ -66,7 +86,7 @@ def fetch(
     lease_ms: Arg[int],
     nonce: Arg[str],
     limit: Arg[int],
-    idle: Arg[int],
+    held: Arg[int],
     queues: Args[str],
 ) -> None: ...
 
@@ -127,6 +147,7 @@ def reap(
     counters: Key,
     dead: Key,
     chords_due: Key,
+    present: Key,
     pulse: Key,
     grace: Key,
     prefix: Prefix,
@@ -188,8 +209,9 @@ def tick(
     prefix: Prefix,
     keep_ms: Arg[int],
     dead_keep_ms: Arg[int],
+    spill_ms: Arg[int],
     limit: Arg[int],
 ) -> None: ...
 
 
-ALL = (submit, retry, fetch, start, settle, release, crash, reap, cancel, conclude, annotate, tick)
+ALL = (submit, retry, replay, fetch, start, settle, release, crash, reap, cancel, conclude, annotate, tick)

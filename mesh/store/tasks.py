@@ -22,16 +22,16 @@ __all__ = ["Entry", "Fetched", "Record", "Settlement", "Tasks", "Template"]
 _pack = msgspec.msgpack.Encoder().encode
 
 
-_WIDTH = 10  # values of one publication, see submit.lua
+_COMMON, _OWN = 8, 4  # arguments of a template and of a task, see submit.lua
 
 
 class Template:
-    """What the publications of one submission have in common, packed once; see `lua/submit.lua` for `kind`.
+    """What publications have in common, packed once; `lua/submit.lua` says what `kind` means.
 
-    `extra`: more fields of the record: name, value, name, value ...
+    `placing`: `<strategy>|<region>`, '' for whoever comes first. `extra`: more fields of the record: name, value, name, ...
     """
 
-    __slots__ = ("_common", "queue")
+    __slots__ = ("packed", "queue")
 
     def __init__(
         self,
@@ -42,29 +42,43 @@ class Template:
         delay_ms: int | None = None,
         expires_ms: int | None = None,
         kind: str = "create",
+        placing: str = "",
         extra: tuple[Any, ...] = (),
     ) -> None:
         self.queue = queue
-        self._common = b"".join(
-            pack_words(
-                (
-                    queue,
-                    type,
-                    priority,
-                    "" if delay_ms is None else delay_ms,
-                    "" if expires_ms is None else expires_ms,
-                    kind,
-                    _pack(list(extra)) if extra else b"",
-                )
-            )
-        )
+        delay = "" if delay_ms is None else delay_ms
+        expires = "" if expires_ms is None else expires_ms
+        more = _pack(list(extra)) if extra else b""
+        self.packed = b"".join(pack_words((queue, type, priority, delay, expires, kind, placing, more)))
 
-    def publication(self, task_id: str, message: bytes, token: str = "") -> bytes:
-        """One publication, packed; see `lua/submit.lua` for what `token` means."""
+    def publication(self, task_id: str, message: bytes, token: str = "") -> Publication:
+        """One task; `lua/submit.lua` says what `token` means."""
         name, mark = task_id.encode(), token.encode()
-        return b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b" % (
-            len(name), name, len(message), message, len(mark), mark, self._common
+        packed = b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+            len(name), name, len(message), message, len(mark), mark
         )  # fmt: skip
+        return Publication(self, packed)
+
+
+class Publication(NamedTuple):
+    """One task to be published: what it has in common with others, and its own id, message and token, packed."""
+
+    template: Template
+    packed: bytes
+
+
+def _parts(publications: Sequence[Publication]) -> tuple[list[bytes], int]:
+    """(packed arguments of `submit.lua`, how many they are)."""
+    numbers: dict[Template, bytes] = {}
+    tasks = []
+    for template, packed in publications:
+        number = numbers.get(template)
+        if number is None:
+            (number,) = pack_words((len(numbers) + 1,))
+            numbers[template] = number
+        tasks.append(number + packed)
+    head = [*pack_words((len(numbers),)), *(template.packed for template in numbers)]
+    return head + tasks, 1 + len(numbers) * _COMMON + len(tasks) * _OWN
 
 
 class Fetched(NamedTuple):
@@ -183,25 +197,27 @@ class Tasks:
         max_crashes: int,
         lease_ms: int,
         renew_ms: int,
+        spill_ms: int,
     ) -> None:
         self._client = client
         self._keys = keys
         self.lease_ms, self.renew_ms = lease_ms, renew_ms
+        self._spill_ms = spill_ms
         self._keep = (keep_ms, ignored_keep_ms, dead_keep_ms)
         self._max_crashes = max_crashes
         self.bound: dict[str, Bound] = {one.name: one.bind(client, keys) for one in ALL}
 
     # -- producers
 
-    def submit(self, publications: Sequence[bytes]) -> list[str]:
-        """Publish tasks (see `Template`) in one step; one word each: moved | exists | conflict | full."""
+    def submit(self, publications: Sequence[Publication]) -> list[str]:
+        """Publish tasks in one step; one word each: moved | exists | conflict | full."""
         bound = self.bound["submit"]
-        return [word.decode() for word in bound.call(bound.pack_parts(publications, _WIDTH))]
+        return [word.decode() for word in bound.call(bound.pack_parts(*_parts(publications)))]
 
-    def submit_batches(self, batches: Iterable[Sequence[bytes]]) -> Iterator[list[str]]:
+    def submit_batches(self, batches: Iterable[Sequence[Publication]]) -> Iterator[list[str]]:
         """`submit` for many batches, one step each: one is sent while the server still works on the one before."""
         bound = self.bound["submit"]
-        for answer in bound.stream(bound.pack_parts(batch, _WIDTH) for batch in batches):
+        for answer in bound.stream(bound.pack_parts(*_parts(batch)) for batch in batches):
             yield [word.decode() for word in answer]
 
     def cancel(self, task_id: str, reason: str) -> tuple[str, str, str]:
@@ -223,7 +239,7 @@ class Tasks:
         isolated: bool,
         nonce: str,
         limit: int,
-        idle: bool,
+        held: int,
         queues: Sequence[str],
         patience_ms: int = 30000,
     ) -> tuple[Bound, list[Any]]:
@@ -236,7 +252,7 @@ class Tasks:
             self.lease_ms,
             nonce,
             limit,
-            int(idle),
+            held,
             *queues,
         ]
         return self.bound["fetch"], words
@@ -318,6 +334,15 @@ class Tasks:
         )
         return answer.decode()
 
+    def replay(self, task_id: str, run: int, message: bytes) -> str:
+        """Run an ended task again, with this message, if it is still at this run (moved | missing | stale | full)."""
+        answer: bytes = self.bound["replay"](task_id, run, message)
+        return answer.decode()
+
+    def ring(self, bell: bytes) -> None:
+        """Give back a bell's token: whoever took it cannot fetch."""
+        self._client.pipeline(("RPUSH", bell, "1"), ("LTRIM", bell, 0, 0))
+
     def annotate(self, task_id: str, fence: str, document: bytes) -> str:
         """Store a result document that ends nothing."""
         answer: bytes = self.bound["annotate"](self._keep[0], task_id, fence, document)
@@ -330,10 +355,11 @@ class Tasks:
         answer = self.bound["reap"](self._keep[2], self._max_crashes, self.lease_ms, self.renew_ms, limit)
         return int(answer[0]), int(answer[1]), int(answer[2]), [group.decode() for group in answer[3]]
 
-    def tick(self, limit: int = 500) -> tuple[int, int, int, list[str]]:
-        """Promote and expire: (promoted, expired, dead letters forgotten, chords due for 2 s)."""
-        answer = self.bound["tick"](self._keep[0], self._keep[2], limit)
-        return int(answer[0]), int(answer[1]), int(answer[2]), [group.decode() for group in answer[3]]
+    def tick(self, limit: int = 500) -> tuple[int, int, int, list[str], int]:
+        """Promote and expire: (promoted, expired, dead letters forgotten, chords due for 2 s, left their region)."""
+        answer = self.bound["tick"](self._keep[0], self._keep[2], self._spill_ms, limit)
+        promoted, expired, forgotten, due, spilled = answer
+        return int(promoted), int(expired), int(forgotten), [group.decode() for group in due], int(spilled)
 
     # -- readers
 
@@ -348,11 +374,19 @@ class Tasks:
 
     def outcome(self, task_id: str) -> tuple[State | None, int, bytes | None]:
         """(state, failures, result document) of a task in one round trip; state None: no such record."""
-        (state, failures), document = self._client.pipeline(
-            ("HMGET", self._keys.of("task", task_id), "state", "failures"),
-            ("GET", self._keys.of("result", task_id)),
-        )
-        return (State(state.decode()) if state else None), int(failures or 0), document
+        return self.outcomes([task_id])[0]
+
+    def outcomes(self, task_ids: Sequence[str]) -> list[tuple[State | None, int, bytes | None]]:
+        """`outcome` of several tasks in one round trip."""
+        commands: list[tuple[str, ...]] = []
+        for one in task_ids:
+            commands.append(("HMGET", self._keys.of("task", one), "state", "failures"))
+            commands.append(("GET", self._keys.of("result", one)))
+        replies = self._client.pipeline(*commands) if commands else []
+        return [
+            (State(state.decode()) if state else None, int(failures or 0), document)
+            for (state, failures), document in zip(replies[::2], replies[1::2], strict=True)
+        ]
 
     def message(self, task_id: str) -> bytes | None:
         """The stored message of a task, or None once it is no longer needed."""
@@ -379,8 +413,13 @@ class Tasks:
         return table
 
     def size(self, queue: str) -> int:
-        """Tasks that wait in a queue."""
-        return int(self._client.execute("ZCARD", self._keys.of("queue", queue)))
+        """Tasks that wait for a requirement, wherever they were placed."""
+        return int(self._client.execute("HGET", self._keys["counters"], f"{queue}|queued") or 0)
+
+    def places(self) -> list[str]:
+        """Where anything waits that was placed: the names of regions' and agents' queues that are not empty."""
+        names = self._client.execute("SMEMBERS", self._keys["ready"])
+        return sorted(name.decode() for name in names if b"@@" in name)
 
     def waiting(self, queue: str, limit: int = 1000) -> list[str]:
         """Ids at the head of a queue."""

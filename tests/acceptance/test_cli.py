@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from mesh.cli.run import EXIT_CODES
+from mesh.errors import MeshError
+from mesh.settings import TABLE
 from tests.acceptance.conftest import Place
 
 EXECUTE = ("execute", "--task-type", "data-processing")
@@ -79,7 +82,99 @@ ERRORS = {
     "payload is not a value": case(
         *READ, stdin=b'{"a": NaN}', code=2, says=f"{NOT_JSON}NaN is not a value of JSON"
     ),
-    "unknown command": case("exec", code=2, says="No such command 'exec'"),
+    "unknown command": case(
+        "exec", code=2, says=r"No such command 'exec'\. Did you mean 'execute'\? See `mesh --help`\."
+    ),
+    "unknown command of a group": case("task", "lst", code=2, says="Did you mean 'list'"),
+    "unknown option": case(
+        "execute", "--task-tpe", "x", code=2, says=r"No such option '--task-tpe'.*'--task-type'"
+    ),
+    "unknown strategy": case(
+        *EXECUTE, "--strategy", "best", code=2, says="'best' is not one of .*'least-loaded'"
+    ),
+    "negative retries": case(*EXECUTE, "--retries", "-1", code=2, says="-1 is not in the range 0<=x<=1000"),
+    "bad region": case(*EXECUTE, "--region", "e u", code=2, says="'e u' is not a valid region"),
+    "bad labels": case(
+        *EXECUTE, "--labels", "urgent", code=2, says="--labels is 'urgent', but must be written as"
+    ),
+    "bad countdown": case(*EXECUTE, "--countdown", "-3", code=2, says="Invalid value for '--countdown'"),
+    "no number of seconds": case(*EXECUTE, "--timeout", "soon", code=2, says="'soon' is not a valid float"),
+    "a type that is nearly one": case(
+        *("execute", "--task-type", "data_processing", "--reject-unsatisfiable"),
+        code=7,
+        says="No agent offers",
+    ),
+    "nobody could take it": case(
+        "execute",
+        "--task-type",
+        "ocr",
+        "--requires",
+        "a b",
+        "--explain",
+        code=2,
+        says="'a b' is not a valid capability",
+    ),
+    "a time that is none": case(
+        "task", "list", "--since", "yesterday", code=2, says="'yesterday' is not a time: write 30m"
+    ),
+    "a limit of nothing": case("task", "list", "--limit", "0", code=2, says="0 is not in the range"),
+    "a state that is none": case(
+        "task", "list", "--state", "done", code=2, says="'done' is not one of 'scheduled'"
+    ),
+    "watching too often": case("discover", "--watch=0", code=2, says="Invalid value for '--watch'"),
+    "an output that is none": case("discover", "-o", "yaml", code=2, says="'yaml' is not one of 'table'"),
+    "a task too many": case(
+        "task", "get", "a", "b", code=2, says=r"unexpected extra argument \(b\)\. See `mesh task get"
+    ),
+    "bad id of a task": case("task", "get", "a b", code=2, says="Task id 'a b' is not"),
+    "unknown task to watch": case(
+        "task", "watch", "nope", code=3, says=r"no task 'nope' .* `mesh task list` shows"
+    ),
+    "unknown task to explain": case("task", "why", "nope", code=3, says="There is no task 'nope'"),
+    "unknown task to cancel": case("task", "cancel", "nope", code=3, says="There is no task 'nope'"),
+    "unknown task to retry": case("task", "retry", "nope", code=3, says="There is no task 'nope'"),
+    "unknown agent": case(
+        "agent", "describe", "nope", code=3, says=r"no agent 'nope' .* `mesh discover` shows"
+    ),
+    "unknown agent to drain": case("drain", "nope", code=3, says="There is no agent 'nope'"),
+    "unknown agent to cordon": case("agent", "cordon", "nope", code=3, says="There is no agent 'nope'"),
+    "unknown dead letter": case("dead-letter", "show", "nope", code=3, says="There is no task 'nope'"),
+    "no dead letter named": case(
+        "dead-letter", "replay", code=2, says="Name the dead letters to replay, or select them"
+    ),
+    "dead letters named twice": case(
+        "dead-letter", "discard", "a", "--all", code=2, says="Name the dead letters"
+    ),
+    "unknown type": case("type", "show", "ocr", code=3, says="No agent has advertised task type 'ocr'"),
+    "unknown shell": case("completion", "tcsh", code=2, says="'tcsh' is not one of 'bash'"),
+    "an argument of deploy": case(
+        "deploy", "w1", code=2, says="unexpected argument 'w1'; options of .* stand behind --"
+    ),
+    "a pool that is none": case(
+        "deploy", "--pool", "fibers", code=2, says="'fibers' is not one of 'prefork'"
+    ),
+    "a coordinator's URL that is none": case(
+        "status", "--url", "ftp://x", code=2, says="COORDINATOR_URL is 'ftp://x'"
+    ),
+    "over HTTP what needs Redis": case(
+        "--url", "http://localhost:3000", "up", code=2, says="--url does not apply"
+    ),
+    "two namespaces": case(
+        "status",
+        AGENT_NAMESPACE="red",
+        MESH_NAMESPACE="blue",
+        code=2,
+        says="mean the same but have different values",
+    ),
+    "a heartbeat that is too slow": case(
+        "status",
+        HEARTBEAT_INTERVAL_MS="400000",
+        code=2,
+        says="every agent is unhealthy between two heartbeats",
+    ),
+    "a secret's file that is not there": case(
+        "status", MESH_JWT_SECRET_FILE="none.txt", code=2, says="MESH_JWT_SECRET_FILE: cannot read none.txt"
+    ),
     "unknown task": case(
         "status", "no-such-task", code=3, says="There is no task 'no-such-task' in namespace"
     ),
@@ -112,8 +207,67 @@ def test_an_error_is_one_sentence_and_leaves_nothing(place: Place, name: str) ->
     assert len(done.stderr.splitlines()) <= 2  # a warning may come before it
 
 
+FILES = {
+    "not JSON": ("{", r"Cannot read the configuration file .*file\.json: .*line 1"),
+    "no object": ("[]", "the file must be a JSON object"),
+    "unknown key": ('{"mesh": {"jwtt": 1}}', r"unknown key mesh\.jwtt; perhaps mesh\.jwt"),
+    "bad value": (
+        '{"mesh": {"lease": {"duration": "soon"}}}',
+        r"mesh\.lease\.duration is 'soon', but must be a whole number",
+    ),
+    "missing variable": (
+        '{"redis": {"url": "${NO_SUCH_URL}"}}',
+        r"refers to \$\{NO_SUCH_URL\}, which is not set",
+    ),
+    "sets nothing": ("{}", "sets nothing"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_wrong_configuration_file_is_one_sentence(place: Place, name: str) -> None:
+    text, sentence = FILES[name]
+    (place.folder / "file.json").write_text(text)
+    plain = {"REDIS_URL": None, "MESH_NAMESPACE": None, "MESH_DATA_DIRS": None}
+    done = place.call("config", "check", "file.json", **plain)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(sentence, one_sentence(done))
+
+
+def test_a_right_configuration_file(place: Place) -> None:
+    (place.folder / "file.json").write_text(
+        '{"mesh": {"lease": {"duration": 8000}}, "logging": {"level": "${LEVEL}"}}'
+    )
+    done = place.call("config", "check", "file.json", LEVEL="debug")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "ok: file.json sets 2, the environment 3.\n"
+    missing = place.call("config", "check", "none.json")
+    assert missing.returncode == 2 and "Cannot read the configuration file none.json" in one_sentence(missing)
+
+
+def test_every_setting_is_shown_with_its_source(place: Place) -> None:
+    (place.folder / "file.json").write_text('{"mesh": {"lease": {"duration": 8000}}}')
+    url, secret = "redis://me:hidden@localhost:6379", "a-secret-of-more-than-thirty-two-bytes"
+    environ = {"MESH_CONFIG": "file.json", "REDIS_URL": url, "MESH_JWT_SECRET": secret}
+    done = place.call("config", "show", "-o", "json", **environ)
+    rows = {row["setting"]: row for row in json.loads(done.stdout)}
+    assert set(rows) == {row.env[0] for row in TABLE}
+    assert (rows["MESH_LEASE_MS"]["value"], rows["MESH_LEASE_MS"]["source"]) == (
+        "8000",
+        "file.json: mesh.lease.duration",
+    )
+    assert (rows["REDIS_URL"]["value"], rows["REDIS_URL"]["source"]) == (
+        "redis://me:***@localhost:6379",
+        "REDIS_URL",
+    )
+    assert (rows["MESH_JWT_SECRET"]["value"], rows["MAX_TASK_RETRIES"]["source"]) == ("***", "default")
+    assert "hidden" not in done.stdout and secret not in done.stdout
+    assert (
+        "MESH_LEASE_MS" in place.call("config", "show", "--set-only", "-o", "name", **environ).stdout.split()
+    )
+
+
 @pytest.mark.parametrize(
-    "words", [("status",), ("discover",), EXECUTE, ("coordinator",), ("deploy",), ("demo",)]
+    "words", [("status",), ("discover",), EXECUTE, ("coordinator",), ("deploy",), ("demo",), ("task", "list")]
 )
 def test_redis_is_down(place: Place, closed_port: int, words: tuple[str, ...]) -> None:
     run = place.run if words[0] in ("status", "deploy") else place.call
@@ -151,7 +305,7 @@ def test_the_same_task_id_is_the_same_task(place: Place) -> None:
     other = place.call(*words, '{"data": 2}')
     assert (other.returncode, other.stdout) == (7, "")
     assert "'invoice-77' is in use" in one_sentence(other)
-    assert place.mesh.queues() == {"data-processing": {"queued": 1}}
+    assert place.mesh.store.tasks.counts() == {"data-processing": {"queued": 1}}
 
 
 def test_waiting_has_an_end(place: Place) -> None:
@@ -178,6 +332,31 @@ def test_a_namespace_option_wins_over_the_environment(place: Place) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "blue\n", "")
 
 
+def test_a_coordinator_that_is_not_there(place: Place, closed_port: int) -> None:
+    url = f"http://127.0.0.1:{closed_port}"
+    done = place.call("discover", "--url", url, TRANSPORT_RETRIES="0")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert url in one_sentence(done)
+
+
+def test_every_exit_code_is_documented() -> None:
+    def leaves(kind: type[MeshError]) -> set[int]:
+        return {kind.exit_code}.union(*map(leaves, kind.__subclasses__()))
+
+    assert leaves(MeshError) <= set(EXIT_CODES)
+    done = subprocess.run(
+        [sys.executable, "-m", "mesh", "--help"], capture_output=True, text=True, check=True
+    )
+    words = " ".join(done.stdout.split())
+    assert all(f"{code} {meaning}" in words for code, meaning in EXIT_CODES.items())
+
+
+def test_without_a_word_help_is_shown(place: Place) -> None:
+    for words in ((), ("task",)):
+        done = place.call(*words)
+        assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("Usage: mesh")
+
+
 def test_help_costs_nothing() -> None:
     """Shells ask for it at every completion: neither Redis's client nor Celery is loaded."""
     code = (
@@ -186,7 +365,14 @@ def test_help_costs_nothing() -> None:
         "heavy = {'redis', 'celery', 'kombu', 'fastapi', 'rich', 'msgspec'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    for words in (["--help"], ["execute", "--help"], ["deploy", "-h"], ["--version"]):
+    for words in (
+        ["--help"],
+        ["execute", "--help"],
+        ["deploy", "-h"],
+        ["task", "-h"],
+        ["task", "list", "-h"],
+        ["--version"],
+    ):
         done = subprocess.run(
             [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -43,9 +44,9 @@ def leader(place: Place) -> str | None:
     return registry(place).leader()[1]
 
 
-def ask(url: str) -> tuple[int, dict[str, Any]]:
+def ask(url: str, timeout_s: float = 5) -> tuple[int, dict[str, Any]]:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -78,7 +79,7 @@ def test_the_loops_promote_expire_and_take_back(place: Place) -> None:
     lost = submit("lost", 1, unsatisfiable="accept")
     with Mesh(settings=dataclasses.replace(mesh.settings, lease_ms=1000, lease_renew_ms=400)) as agent:
         (held,) = agent.store.tasks.fetch(
-            holder="nobody#1", isolated=False, nonce="n", limit=1, idle=True, queues=["lost"]
+            holder="nobody#1", isolated=False, nonce="n", limit=1, held=0, queues=["lost"]
         )
     assert held.id == lost.id and lost.status() == "leased"
     wait_until(lambda: later.status() == "queued", 10, "the countdown to end")
@@ -137,8 +138,21 @@ def test_redis_goes_away_and_comes_back(tmp_path: Path, namespace: str) -> None:
     with start_server(tmp_path / "server") as server, make_place(server.url, namespace, tmp_path) as place:
         process, url = start(place, "c1", LOG_FORMAT="text")
         wait_until(lambda: leader(place) == "c1", 5, "c1 to lead")
+        first = place.mesh.submit("x", 1, countdown_s=999, unsatisfiable="accept")
+        tasks = f"{url}/v1/namespaces/{namespace}/tasks"
+        waited: list[tuple[int, dict[str, Any]]] = []
+        wait = threading.Thread(target=lambda: waited.append(ask(f"{tasks}/{first.id}/result?wait_s=60", 70)))
+        wait.start()
+        channel = place.mesh.store.keys.of("result", first.id)
+        execute = place.mesh.store.client.execute
+        wait_until(lambda: execute("PUBSUB", "NUMSUB", channel)[1] == 1, 10, "somebody to wait")
         server.kill()
         wait_until(lambda: ask(f"{url}/health/ready")[0] == 503, 10, "it to notice")
+        with pytest.raises(urllib.error.HTTPError, match="503") as refused:
+            urllib.request.urlopen(tasks, data=b'{"type": "x"}', timeout=10)
+        problem = json.load(refused.value)
+        assert problem["code"] == "StoreUnavailable" and "cannot be reached" in problem["detail"]
+        assert refused.value.headers["Retry-After"] == "1"
         wait_until(lambda: "Redis is away" in process.output(), 10, "its loops to notice")
         assert ask(f"{url}/health/live")[0] == 200
         status, body = ask(f"{url}/health")
@@ -147,6 +161,12 @@ def test_redis_goes_away_and_comes_back(tmp_path: Path, namespace: str) -> None:
         wait_until(lambda: ask(f"{url}/health")[1]["leads"], 10, "it to lead again")
         later = place.mesh.submit("x", 1, countdown_s=0.2, unsatisfiable="accept")
         wait_until(lambda: later.status() == "queued", 10, "the loops to go on")
+        wait_until(
+            lambda: execute("PUBSUB", "NUMSUB", channel)[1] == 1, 10, "the subscription to be made anew"
+        )
+        assert not waited and place.mesh.handle(first.id).cancel()
+        wait.join(10)
+        assert waited == [(200, {"id": first.id, "state": "cancelled", "error": waited[0][1]["error"]})]
         output = process.output()
         assert output.count("Redis is away") == 1 and "Redis is back" in output and "Traceback" not in output
 

@@ -215,7 +215,7 @@ def test_rule_5_what_has_ended_survives_a_restart_of_redis(tmp_path: Path) -> No
             server.restart()
             record = ended(fleet, held, 30)
             assert (record.state, record.attempt, record.crashes) == (State.SUCCEEDED, 1, 0)
-            assert fleet.mesh.queues()["celery"]["succeeded"] == 1
+            assert fleet.mesh.store.tasks.counts()["celery"]["succeeded"] == 1
             # And the agent goes on by itself.
             assert ended(fleet, publish(fleet, "same", "[2]"), 30).state is State.SUCCEEDED
         finally:

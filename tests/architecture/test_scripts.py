@@ -78,7 +78,7 @@ def test_legal_states_come_from_the_table_of_states_only(script: Script) -> None
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
 def test_what_ends_or_moves_work_is_allowed_when_memory_is_full(script: Script) -> None:
-    adds = {"submit", "join", "annotate", "chord_arm"}
+    adds = {"submit", "join", "replay", "advertise", "annotate", "chord_arm"}
     assert script.text.startswith("#!lua flags=allow-oom\n") == (script.name not in adds)
 
 
@@ -115,7 +115,7 @@ def test_calls_in_one_round_trip_teach_it_too_and_each_runs_once(store: Store) -
     publish(store, "a")
     publish(store, "b")
     first, second = store.tasks.fetch(
-        holder="w#1", isolated=True, nonce="n", limit=2, idle=True, queues=["work"]
+        holder="w#1", isolated=True, nonce="n", limit=2, held=0, queues=["work"]
     )
     store.client.execute("SCRIPT", "FLUSH")
     tasks = store.tasks
@@ -125,7 +125,7 @@ def test_calls_in_one_round_trip_teach_it_too_and_each_runs_once(store: Store) -
         [
             tasks.start_words([(first.id, first.fence, 0)]),
             (tasks.bound["release"], [second.id, second.fence]),
-            tasks.fetch_words(holder="v#1", isolated=True, nonce="m", limit=1, idle=True, queues=["work"]),
+            tasks.fetch_words(holder="v#1", isolated=True, nonce="m", limit=1, held=0, queues=["work"]),
         ],
     )
     assert (started, released) == ([b"moved"], [b"moved"])

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mesh.client import Mesh
@@ -43,13 +44,19 @@ class Fleet:
         concurrency: int = 4,
         capabilities: str = "celery",
         app: str = "tests.chaos.kill_app",
+        more: Sequence[str] = (),
     ) -> None:
         """Start an agent; returns at once."""
         log = (self.folder / f"{agent_id}.log").open("ab")
         words = [sys.executable, "-m", "celery", "-A", app, "worker", "-P", pool, "-c", str(concurrency)]
-        words += ["--agent-id", agent_id, "--capabilities", capabilities, "-l", "info"]
+        words += ["--agent-id", agent_id, "--capabilities", capabilities, "-l", "info", *more]
         self.processes[agent_id] = subprocess.Popen(
-            words, env=self.environ(), cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            words,
+            env={**self.environ(), "AGENT_ID": agent_id},
+            cwd=self.folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         log.close()
 

@@ -43,7 +43,7 @@ def submit_work(fleet: Fleet, dice: random.Random, number: int = TASKS) -> dict[
 def repetition(fleet: Fleet, effects: Path, dice: random.Random, victim: str) -> float:
     """One kill of `victim` at a random moment under load; seconds until all was done, counted from the kill."""
     effects.write_text("")
-    before = fleet.mesh.queues().get("celery", {}).get("succeeded", 0)
+    before = fleet.mesh.store.tasks.counts().get("celery", {}).get("succeeded", 0)
     ids = submit_work(fleet, dice)
     tasks = fleet.mesh.store.tasks
 
@@ -72,7 +72,7 @@ def repetition(fleet: Fleet, effects: Path, dice: random.Random, victim: str) ->
         assert record is not None and record.state is State.SUCCEEDED, (record, fleet.tails())
         assert fleet.mesh.handle(task_id).result(timeout_s=5) == number * number
         # Told by its own record: what was taken from the victim ended within the bound.
-    recorded = fleet.mesh.queues()["celery"]["succeeded"] - before
+    recorded = fleet.mesh.store.tasks.counts()["celery"]["succeeded"] - before
     assert recorded == TASKS, f"{recorded} results recorded for {TASKS} tasks"
     ran = set(effects.read_text().split())
     assert ran == {str(number) for number in ids.values()}, "a task is recorded as done that never ran"

@@ -10,7 +10,7 @@ from mesh.core.states import State
 from mesh.settings import Settings
 from mesh.store.scripts import Script
 from mesh.store.store import Store
-from mesh.store.tasks import Entry, Fetched, Record, Settlement, Template
+from mesh.store.tasks import Entry, Fetched, Publication, Record, Settlement, Template
 
 LONG_AGO_MS = 1  # a time that has passed, by any clock
 MINUTE_MS = 60_000
@@ -34,7 +34,7 @@ def without_fences(store: Store) -> Store:
 
 def publication(
     task_id: str, queue: str = "work", *, message: bytes = b"message of t", token: str = "", **more: Any
-) -> bytes:
+) -> Publication:
     """One packed publication; `more` as `Template` takes it."""
     return Template(queue=queue, **{"type": "t", **more}).publication(task_id, message, token)
 
@@ -52,7 +52,7 @@ def fetch(store: Store, *queues: str, **more: Any) -> list[Fetched]:
             "isolated": True,
             "nonce": f"n{next(_numbers)}",
             "limit": 1,
-            "idle": True,
+            "held": 0,
             "queues": queues or ("work",),
             **more,
         }

@@ -115,7 +115,7 @@ class Life(RuleBasedStateMachine):
             isolated=HOLDERS[holder],
             nonce=nonce,
             limit=limit,
-            idle=idle,
+            held=int(not idle),
             queues=queues,
             patience_ms=LATER_MS if patient else 0,
         )
@@ -208,7 +208,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def tick(self) -> None:
-        promoted, expired, forgotten, due = self.store.tasks.tick()
+        promoted, expired, forgotten, due, _ = self.store.tasks.tick()
         assert (promoted, expired, forgotten, due) == (*self.model.tick(), 0, [])
 
     # -- what must be so after every step

@@ -27,8 +27,9 @@ def store(redis_url: str, namespace: str) -> Store:
 
 def join(store: Store, agent: str = "w", **more: int) -> int:
     """Register; its incarnation."""
-    joined = store.agents.join(agent, FIELDS, ["ocr", "gpu"], **more)
+    joined = store.agents.join(agent, FIELDS, **more)
     assert not joined.taken
+    assert store.agents.offer(agent, joined.incarnation, ["ocr", "gpu"]) == "moved"
     return joined.incarnation
 
 
@@ -37,10 +38,8 @@ def age(store: Store, agent: str, by_ms: int) -> None:
     store.client.execute("HSET", store.keys.of("agent", agent), "beat", store.agents.now_ms() - by_ms)
 
 
-def capable(store: Store, capability: str) -> list[str]:
-    return sorted(
-        one.decode() for one in store.client.execute("SMEMBERS", store.keys.of("capability", capability))
-    )
+def consumers(store: Store, queue: str) -> list[str]:
+    return [one.decode() for one in store.client.execute("ZRANGE", store.keys.of("consumers", queue), 0, -1)]
 
 
 def test_an_agent_is_found_by_its_id_and_its_capabilities(store: Store) -> None:
@@ -49,14 +48,14 @@ def test_an_agent_is_found_by_its_id_and_its_capabilities(store: Store) -> None:
     found = store.agents.get("w1")
     assert found is not None and (found["name"], found["slots"], found["id"]) == ("Worker 1", "4", "w1")
     assert [one["id"] for one in store.agents.all()] == ["w1", "w2"]
-    assert capable(store, "ocr") == capable(store, "gpu") == ["w1", "w2"]
+    assert consumers(store, "ocr") == consumers(store, "gpu") == ["w1", "w2"]
     assert store.client.execute("SISMEMBER", NAMESPACES, store.keys.namespace) == 1
     assert store.agents.get("none") is None
 
 
 def test_a_second_live_agent_with_the_same_id_is_refused(store: Store) -> None:
     first = join(store)
-    second = store.agents.join("w", FIELDS, [])
+    second = store.agents.join("w", FIELDS)
     assert second.taken and second.incarnation == first and 0 <= second.beat_age_ms < MINUTE_MS
     assert store.agents.renew("w", first, {}, []).known == "known"
 
@@ -64,14 +63,14 @@ def test_a_second_live_agent_with_the_same_id_is_refused(store: Store) -> None:
 def test_an_agent_that_has_not_beaten_for_a_lease_no_longer_blocks_its_id(store: Store) -> None:
     first = join(store)
     age(store, "w", store.settings.lease_ms)
-    second = store.agents.join("w", FIELDS, [])
+    second = store.agents.join("w", FIELDS)
     assert (second.taken, second.before, second.incarnation) == (False, first, first + 1)
     assert store.agents.renew("w", first, {}, []).known == "usurped"
 
 
 def test_a_restarted_agent_with_proof_that_its_former_life_is_over_takes_over_at_once(store: Store) -> None:
     first = join(store)
-    assert store.agents.join("w", FIELDS, [], gone=first + 1).taken, "proof about some other life"
+    assert store.agents.join("w", FIELDS, gone=first + 1).taken, "proof about some other life"
     assert join(store, gone=first) == first + 1
 
 
@@ -86,7 +85,7 @@ def test_an_agent_whose_record_vanished_comes_back_as_the_same_life(store: Store
 def test_a_usurped_life_cannot_rejoin(store: Store) -> None:
     first = join(store)
     second = join(store, gone=first)
-    assert store.agents.join("w", FIELDS, [], rejoin=first).incarnation == second
+    assert store.agents.join("w", FIELDS, rejoin=first).incarnation == second
 
 
 def test_incarnations_rise_also_after_the_record_has_gone(store: Store) -> None:
@@ -99,10 +98,10 @@ def test_incarnations_rise_also_after_the_record_has_gone(store: Store) -> None:
 
 def test_an_agent_that_leaves_is_seen_as_gone_and_frees_its_id(store: Store) -> None:
     first = join(store)
-    assert store.agents.leave("w", first + 1, ["ocr", "gpu"]) == "fenced"
-    assert capable(store, "ocr") == ["w"]
-    assert store.agents.leave("w", first, ["ocr", "gpu"]) == "moved"
-    assert capable(store, "ocr") == capable(store, "gpu") == []
+    assert store.agents.leave("w", first + 1) == "fenced"
+    assert consumers(store, "ocr") == ["w"]
+    assert store.agents.leave("w", first) == "moved"
+    assert consumers(store, "ocr") == consumers(store, "gpu") == []
     gone = store.agents.get("w")
     assert gone is not None and "left" in gone
     assert join(store) == first + 1
@@ -196,8 +195,8 @@ def test_requirements_are_bounded(store: Store) -> None:
 
 
 def test_a_nudge_is_one_token_that_ends(store: Store) -> None:
-    store.agents.nudge("w", "why")
-    store.agents.nudge("w", "why")
+    join(store)
+    assert store.agents.cordon("w", "cordon") == store.agents.cordon("w", "uncordon") == "moved"
     assert len(nudges(store, "w")) == 1
     assert 0 < store.client.execute("PTTL", store.keys.of("nudge", "w")) <= MINUTE_MS
 

@@ -32,12 +32,14 @@ def store(redis_url: str, namespace: str) -> Store:
 def live_a_whole_life(store: Store) -> None:
     """Something of everything that the scripts can do; some tasks stay live, some chords incomplete."""
     for agent in ("stays", "leaves", "dies"):
-        incarnation = store.agents.join(agent, {"name": agent}, ["ocr"]).incarnation
+        incarnation = store.agents.join(agent, {"name": agent}).incarnation
+        store.agents.offer(agent, incarnation, ["ocr"])
         store.agents.renew(agent, incarnation, {"busy": 0}, [])
         if agent == "leaves":
-            store.agents.leave(agent, incarnation, ["ocr"])
+            store.agents.leave(agent, incarnation)
     store.agents.lead("c1", MINUTE_MS)
-    store.agents.nudge("stays", "why")
+    store.types.advertise({"ocr": {}})
+    store.agents.cordon("stays", "uncordon")
 
     publish(store, "succeeds")
     settle(store, take(store))

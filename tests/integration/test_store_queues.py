@@ -143,11 +143,11 @@ def test_a_fetch_that_may_take_nothing_of_a_queue_does_not_wake_itself(store: St
     publish(store, "a")
     lose_holder(store, take(store))
     silence(store)
-    assert fetch(store, isolated=False, idle=False) == []
+    assert fetch(store, isolated=False, held=1) == []
     assert bell(store) == 0
     publish(store, "b")
     silence(store)
-    assert [one.id for one in fetch(store, isolated=False, idle=False, limit=5)] == ["b"]
+    assert [one.id for one in fetch(store, isolated=False, held=1, limit=5)] == ["b"]
     assert bell(store) == 1
 
 
@@ -158,7 +158,7 @@ def test_a_delayed_task_waits_for_its_time_then_arrives_as_the_newest(store: Sto
     publish(store, "later", delay_ms=MINUTE_MS)
     publish(store, "now")
     bound, words = store.tasks.fetch_words(
-        holder="w#1", isolated=True, nonce="n", limit=0, idle=True, queues=["empty"]
+        holder="w#1", isolated=True, nonce="n", limit=0, held=0, queues=["empty"]
     )
     wait_ms, _ = store.tasks.fetched(bound(*words))
     assert 0 < wait_ms <= MINUTE_MS

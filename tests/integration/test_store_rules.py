@@ -256,10 +256,10 @@ def test_an_agent_whose_tasks_share_a_process_takes_a_watched_task_when_idle_or_
     publish(store, "a")
     lose_holder(store, take(store))
     publish(store, "b")
-    busy = {"isolated": False, "idle": False, "limit": 9}
+    busy = {"isolated": False, "held": 1, "limit": 9}
     assert [one.id for one in fetch(store, **busy)] == ["b"]
     assert fetch(store, **busy) == []
-    (one,) = fetch(store, **{**busy, "idle": True})
+    (one,) = fetch(store, **{**busy, "held": 0})
     assert (one.id, one.watched) == ("a", True)
     store.tasks.release([entry(one)])
     (one,) = fetch(store, **busy, patience_ms=0)

@@ -18,12 +18,14 @@ from types import FrameType
 from typing import Any
 
 import duckdb
+import jsonschema_rs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import Invalid
 from mesh.tasks import engine_files, engine_sql
+from mesh.tasks.data_processing import EXAMPLES, PAYLOAD_SCHEMA
 from mesh.tasks.engine_files import FUNCTIONS, list_partitions, local_totals, process
 
 SOURCE = '''\
@@ -44,6 +46,10 @@ def outer():
     def inner(): ...
     return lambda x: inner
 '''
+
+
+class SoftLimit(Exception):
+    pass
 
 
 def mapped(folder: Path, *files: str, function: str = "count-python", **more: Any) -> dict[str, Any]:
@@ -248,7 +254,7 @@ def test_reduce_refuses_a_counter_that_unpacks_without_end(
     ("payload", "words"),
     [
         ([], "is an object, not list"),
-        ({}, "needs 'operation' (map, reduce or sql) or 'data'"),
+        ({}, "needs 'operation' (map, reduce, sql, partitions) or 'data'"),
         ({"data": 1, "extra": 2}, "unknown key 'extra'"),
         ({"data": 1, "operation": "map"}, "unknown key 'data'"),
         ({"operation": "drop"}, "operation 'drop' is unknown: use map, reduce, sql"),
@@ -422,6 +428,102 @@ def test_a_query_joins_files_of_three_formats_and_rows(tables: Path) -> None:
     }
 
 
+def test_a_query_over_partitions_maps_and_one_over_their_answers_reduces(tmp_path: Path) -> None:
+    for number in range(6):
+        swapped = "amount,city\n{0},Oslo\n1,Rome\n" if number % 2 else "city,amount\nOslo,{0}\nRome,1\n"
+        (tmp_path / f"{number}.csv").write_text(swapped.format(number))
+    found = process(
+        {"operation": "partitions", "folder": ".", "pattern": "*.csv", "parts": 4}, data_dirs=[tmp_path]
+    )
+    assert (found["files"], len(found["partitions"])) == (6, 4)
+    query = "select city, sum(amount)::bigint as total from sales group by city"
+    answers = [selected(query, tmp_path, tables={"sales": {"files": part}}) for part in found["partitions"]]
+    reduced = "select city, sum(total)::bigint as total from parts group by city order by city"
+    answer = selected(reduced, tables={"parts": {"answers": answers}})
+    assert answer["rows"] == [["Oslo", 15], ["Rome", 6]]
+    nothing = selected('select 1 as a, \'x\' as "b""" where false')
+    answer = selected("select * from t", tables={"t": {"answers": [nothing, nothing]}})
+    assert (answer["columns"], answer["rows"]) == (["a", 'b"'], [])
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"files": []}, "table 't': 'files' must be a list with at least one path"),
+        ({"files": "a.csv"}, "table 't': 'files' must be a list"),
+        ({"files": ["a.csv", "b.json"]}, "table 't': its files must be of one kind, not .csv and .json"),
+        ({"files": ["a.csv", "../c.csv"]}, "must not contain '..'"),
+        ({"answers": []}, "table 't': 'answers' must be a list with at least one answer"),
+        ({"answers": [{"rows": []}]}, "table 't': answer 0 must be an object with 'columns' and 'rows'"),
+        ({"answers": [{"columns": ["a", "a"], "rows": []}]}, "answer 0 needs different texts as 'columns'"),
+        ({"answers": [{"columns": ["a"], "rows": [[1, 2]]}]}, "answer 0 has a row that is no list with a value"),
+        ({"answers": [{"columns": ["a"], "rows": [], "truncated": True}]}, "answer 0 is truncated"),
+        ({"answers": [{"columns": ["a"], "rows": []}, {"columns": ["b"], "rows": []}]}, "answer 1 has other columns"),
+    ],
+)  # fmt: skip
+def test_bad_partitions_are_refused(table: Any, words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a\n1\n")
+    (tmp_path / "b.json").write_text("[]")
+    assert words in refusal({"operation": "sql", "query": "select 1", "tables": {"t": table}}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        ({"folder": "..", "parts": 1}, "folder '..' must not contain '..'"),
+        ({"folder": "/etc", "parts": 1}, "folder '/etc' lies outside"),
+        ({"folder": "nowhere", "parts": 1}, "folder 'nowhere' does not exist"),
+        ({"folder": "a.csv", "parts": 1}, "is not a folder"),
+        ({"folder": ".", "parts": 0}, "'parts' must be a whole number from 1 to"),
+        ({"folder": ".", "parts": 1, "pattern": ""}, "'pattern' must be a non-empty text"),
+        ({"parts": 1}, "folder None must be a non-empty text"),
+    ],
+)
+def test_bad_folders_are_refused(payload: Any, words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").touch()
+    assert words in refusal({"operation": "partitions", **payload}, tmp_path)
+
+
+def test_people_are_told_how_far_it_is(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / name).write_text("x\n")
+    told: list[tuple[float | None, str]] = []
+    payload = {"operation": "map", "function": "count-lines", "files": list("abcd")}
+    process(payload, data_dirs=[tmp_path], tell=lambda *words: told.append(words))
+    assert told == [(0, "a"), (0.25, "b"), (0.5, "c"), (0.75, "d")]
+
+
+def test_whoever_is_told_may_end_it() -> None:
+    def stop(fraction: float | None, note: str) -> None:
+        assert note == "query" and (fraction is None or 0 <= fraction <= 1)
+        raise SoftLimit
+
+    with pytest.raises(SoftLimit):
+        process(
+            {
+                "operation": "sql",
+                "query": "select sum(a.range * b.range) from range(10000000) a, range(10000000) b",
+            },
+            data_dirs=[],
+            tell=stop,
+        )
+    assert not [thread for thread in threading.enumerate() if thread.name == "data-processing-sql"]
+
+
+def test_the_schema_and_the_engine_agree(tmp_path: Path) -> None:
+    validator = jsonschema_rs.validator_for(PAYLOAD_SCHEMA)
+    for example in EXAMPLES:
+        validator.validate(example)
+    for payload in (
+        {}, {"operation": "dance"}, {"operation": "sql"}, {"operation": "map", "function": "count-lines"}, {"data": 1, "top": 1},
+        {"operation": "map", "function": "f", "files": ["a"]}, {"operation": "sql", "query": "select 1", "files": ["a"]},
+        {"operation": "sql", "query": "select 1", "tables": {"t": {"rows": [{"a": 1}], "file": "a"}}}, [], "x",
+        {"operation": "partitions", "folder": "."}, {"operation": "reduce", "function": "count-lines", "partials": []},
+    ):  # fmt: skip
+        assert not validator.is_valid(payload), payload
+        refusal(payload, tmp_path)
+
+
 def test_rows_get_types_from_their_values() -> None:
     rows = [
         {
@@ -566,10 +668,6 @@ def test_memory_is_bounded_also_where_duckdb_does_not_count_it() -> None:
     assert "larger than 16 MiB" in refusal(
         {"operation": "sql", "query": "select repeat('x', 20000) from range(1000)"}
     )
-
-
-class SoftLimit(Exception):
-    pass
 
 
 def test_a_signal_ends_a_long_query() -> None:

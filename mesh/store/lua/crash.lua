@@ -1,4 +1,4 @@
---#include time counts queues finish requeue
+--#include time counts queues places finish requeue
 --#allow-oom
 -- The process that ran this attempt died while the agent lives (a killed pool child): counted; again, or poison.
 -- Answers {word, state it is in now or '', chord that became due or ''}.

@@ -1,18 +1,25 @@
---#include time counts queues finish promote
+--#include time counts queues places finish promote
 --#allow-oom
 -- Leases up to `limit` queued tasks of the given queues to a holder, oldest and most urgent first.
--- isolated: 1 if each task runs in a process of its own; idle: 1 if the holder holds nothing.
+-- isolated: 1 if each task runs in a process of its own; held: how many tasks the holder has (noted for `least-loaded`).
 -- A task with a crash or a lost lease behind it ("watched") is delivered alone, its start recorded at once; a holder
 -- whose tasks share one process takes it only while it holds nothing else, or when it has waited `patience_ms`.
 -- Answers {now, ms until the next scheduled task or -1, tasks}; seven values a task: id, queue, fence, run, marks (1: delivered
 -- before, 2: watched), message, priority.
--- Rings the queues that it leaves work in, unless it could not take anything there: it would only wake itself up.
+-- A cordoned agent gets nothing. Rings the queues that it leaves work in, unless it could not take anything there: it would only wake itself up.
 -- Invariant: an id is in its queue or among the leases, never in neither: the lease is written before the queue is left.
 promote(100)
 local want = tonumber(limit)
-local names = {}
+local names, agent = {}, string.match(holder, '^[^#]*')
 for index = FIRST, #ARGV do names[#names + 1] = ARGV[index] end
 if #names == 0 then return {now, -1, {}} end
+local cordoned, drain, noted = unpack(redis.call('HMGET', AGENT .. agent, 'cordoned', 'drain', 'held'))
+if cordoned or drain then
+  for index, full in ipairs(redis.call('SMISMEMBER', ready, unpack(names))) do
+    if full == 1 then ring(names[index]) end
+  end
+  return {now, -1, {}}
+end
 
 local candidates = {}
 for index, full in ipairs(redis.call('SMISMEMBER', ready, unpack(names))) do
@@ -33,11 +40,12 @@ local function consider(id, queue)
   local r = redis.call('HMGET', TASK .. id, 'state', 'attempt', 'run', 'crashes', 'suspect', 'expires_at', 'queued', 'chord', 'priority')
   local state = r[1]
   if not state or not LEGAL.lease[state] then
+    if not state and not string.find(queue, '@@', 1, true) then count(queue, 'queued', -1) end
     gone[queue][#gone[queue] + 1] = id
     return
   end
   if r[6] and now >= tonumber(r[6]) then
-    finish(id, queue, state, 'expired', r[8], describe(id, 'expired', 'TaskRevokedError', 'celery.exceptions', 'expired'), true,
+    finish(id, redis.call('HGET', TASK .. id, 'queue'), state, 'expired', r[8], describe(id, 'expired', 'TaskRevokedError', 'celery.exceptions', 'expired'), true,
       keep_ms)
     redis.call('ZREM', deadlines, id)
     gone[queue][#gone[queue] + 1] = id
@@ -46,18 +54,20 @@ local function consider(id, queue)
   local watched = r[4] or r[5]
   if watched then
     if #taken > 0 then return end
-    if isolated ~= '1' and idle ~= '1' and now - tonumber(r[7] or 0) < tonumber(patience_ms) then return end
+    if isolated ~= '1' and held ~= '0' and now - tonumber(r[7] or 0) < tonumber(patience_ms) then return end
   end
   local message = redis.call('GET', MESSAGE .. id)
   if not message then
-    finish(id, queue, state, 'dead_lettered', r[8],
+    finish(id, redis.call('HGET', TASK .. id, 'queue'), state, 'dead_lettered', r[8],
       describe(id, 'dead_lettered', 'LookupError', 'builtins', 'its message is gone from Redis'), true, keep_ms, 'reason', 'message lost')
     gone[queue][#gone[queue] + 1] = id
     return
   end
   local attempt = (tonumber(r[2]) or 0) + 1
   local marks = (attempt > 1 and 1 or 0) + (watched and 2 or 0)
-  taken[#taken + 1] = {id, queue, attempt .. '-' .. nonce, r[3] or '1', marks, message, attempt, watched, r[6], r[9] or '4'}
+  local requirement = queue
+  if string.find(queue, '@@', 1, true) then requirement = redis.call('HGET', TASK .. id, 'queue') end
+  taken[#taken + 1] = {id, requirement, attempt .. '-' .. nonce, r[3] or '1', marks, message, attempt, watched, r[6], r[9] or '4'}
   gone[queue][#gone[queue] + 1] = id
   alone = watched and true or false
 end
@@ -73,6 +83,7 @@ for _, candidate in ipairs(candidates) do
   if alone or #taken >= want then break end
 end
 
+if noted and tonumber(noted) ~= held + #taken then redis.call('HSET', AGENT .. agent, 'held', held + #taken) end
 local lease_end = text(now + tonumber(lease_ms))
 local entries = {}
 for _, task in ipairs(taken) do
@@ -98,7 +109,7 @@ for _, candidate in ipairs(candidates) do
       redis.call('ZREM', QUEUE .. queue, unpack(left, first, math.min(first + 3999, #left)))
     end
   end
-  if redis.call('EXISTS', QUEUE .. queue) == 0 then
+  if #left > 0 and redis.call('EXISTS', QUEUE .. queue) == 0 then
     redis.call('SREM', ready, queue)
   elseif #taken > 0 or want < 1 or #left > 0 then
     ring(queue)

@@ -11,9 +11,11 @@ if beat and not left and age < tonumber(lost_ms) and before ~= gone and before ~
 end
 local incarnation = rejoin ~= '' and tonumber(rejoin) or (tonumber(before) or 0) + 1
 if rejoin == '' and not before then incarnation = now end
+-- An operator's word outlives a restart, a leaving does not.
+local cordoned = redis.call('HGET', key, 'cordoned')
 redis.call('DEL', key)
+if cordoned then redis.call('HSET', key, 'cordoned', cordoned) end
 redis.call('HSET', key, 'id', agent, 'incarnation', text(incarnation), 'beat', stamp, 'joined', stamp, unpack(cmsgpack.unpack(fields)))
 redis.call('PEXPIRE', key, 86400000)
 redis.call('ZADD', agents, stamp, agent)
-for at = FIRST, #ARGV do redis.call('SADD', CAPABILITY .. ARGV[at], agent) end
 return {'joined', incarnation, tonumber(before) or 0}

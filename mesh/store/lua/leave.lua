@@ -1,12 +1,13 @@
---#include time
+--#include time queues places withdraw
 --#allow-oom
--- An agent leaves: no longer found by its capabilities; its registration stays for a day, to be seen as offline.
--- Then its capabilities. Answers moved | fenced (another life of it has joined).
+-- An agent leaves: nothing is placed with it any more, what waits in its own queue goes back; its registration stays for a
+-- day, to be seen as offline. Answers {moved | more (call again) | fenced (another life of it has joined)}.
 local key = AGENT .. agent
-local current = redis.call('HGET', key, 'incarnation')
-if current ~= incarnation then return 'fenced' end
+if redis.call('HGET', key, 'incarnation') ~= incarnation then return 'fenced' end
+if withdraw(agent, tonumber(limit)) > 0 then return 'more' end
+redis.call('ZREM', present, agent)
 redis.call('HSET', key, 'left', stamp)
+redis.call('HDEL', key, 'drain')
 redis.call('PEXPIRE', key, 86400000)
-for at = FIRST, #ARGV do redis.call('SREM', CAPABILITY .. ARGV[at], agent) end
 redis.call('DEL', NUDGE .. agent)
 return 'moved'

@@ -1,7 +1,8 @@
---#include time counts queues finish requeue pulse
+--#include time counts queues places withdraw finish requeue pulse
 --#allow-oom
 -- Takes back tasks whose lease has ended, at most `limit`. One that had started counts a crash for it (its agent died with
 -- it); one that had not is only watched from now on. Nothing is reaped within the grace that follows a silence of Redis.
+-- An agent that has not beaten for a lease is absent: what waits in its own queue goes back to the requirements' queues.
 -- Answers {tasks queued again, tasks put aside as poison, ms until the next lease ends or -1, chords that became due}.
 local again, aside, due = 0, 0, {}
 local quiet = in_grace()
@@ -22,8 +23,12 @@ for _, id in ipairs(redis.call('ZRANGE', leases, '-inf', quiet and 0 or stamp, '
   end
   redis.call('ZREM', leases, id)
 end
+if not quiet then
+  for _, agent in ipairs(redis.call('ZRANGE', present, '-inf', text(now - lease_ms), 'BYSCORE', 'LIMIT', 0, 20)) do
+    local moved = withdraw(agent, tonumber(limit))
+    again = again + moved
+    if moved == 0 then redis.call('ZREM', present, agent) end
+  end
+end
 write_counts()
-local next_end = -1
-local head = redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')
-if head[2] then next_end = math.max(0, tonumber(head[2]) - now) end
-return {again, aside, next_end, due}
+return {again, aside, next_end(lease_ms), due}

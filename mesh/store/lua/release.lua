@@ -1,4 +1,4 @@
---#include time counts queues finish requeue
+--#include time counts queues places finish requeue
 --#allow-oom
 -- Gives attempts back to their queues, at their old places, uncounted. Two arguments each: id, fence.
 -- Answers one word each: moved | missing | fenced | stale.

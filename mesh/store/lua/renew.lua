@@ -2,17 +2,19 @@
 --#allow-oom
 -- An agent's beat: renews the leases of exactly the attempts that it names, and its registration. `fields`: msgpack list of
 -- registration fields that change (load figures). Then two arguments an attempt: id, fence.
--- Answers {word: known | unknown | usurped, now, version of the requirements, ms until the next lease ends or -1,
--- chords due for 2 s, one word an attempt: held | settled | lost}.
+-- Answers {word: known | absent (it must offer its queues again) | unknown | usurped, now, version of the requirements, ms until the next lease ends or -1,
+-- chords due for 2 s, one word an attempt: held | settled | lost, what it is asked: cordoned | drain | ''}.
 in_grace()
 local key = AGENT .. agent
 local known = 'unknown'
-local current = redis.call('HGET', key, 'incarnation')
+local current, cordoned, drain = unpack(redis.call('HMGET', key, 'incarnation', 'cordoned', 'drain'))
 if current == incarnation then
   known = 'known'
   redis.call('HSET', key, 'beat', stamp, unpack(cmsgpack.unpack(fields)))
   redis.call('PEXPIRE', key, 86400000)
   redis.call('ZADD', agents, stamp, agent)
+  -- Others have taken it for absent, or it has not said yet what it consumes.
+  if redis.call('ZADD', present, 'XX', 'CH', stamp, agent) == 0 and not redis.call('ZSCORE', present, agent) then known = 'absent' end
 elseif current then
   known = 'usurped'
 end
@@ -35,8 +37,5 @@ end
 for first = 1, #held, 4000 do
   redis.call('ZADD', leases, 'XX', unpack(held, first, math.min(first + 3999, #held)))
 end
-local next_end = -1
-local head = redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')
-if head[2] then next_end = math.max(0, tonumber(head[2]) - now) end
 local due = redis.call('ZRANGE', chords_due, '-inf', text(now - 2000), 'BYSCORE', 'LIMIT', 0, 20)
-return {known, now, tonumber(redis.call('GET', requirements_version) or 0), next_end, due, answers}
+return {known, now, tonumber(redis.call('GET', requirements_version) or 0), next_end(lease_ms), due, answers, drain and 'drain' or cordoned and 'cordoned' or ''}

@@ -1,13 +1,15 @@
---#include time counts queues
+--#include time counts queues places choose requirements
 --#allow-oom
 -- The running attempt publishes its own id again (Celery's self.retry and Task.replace), with a new message.
 -- failed: 1 if the attempt failed, 0 if it replaced itself. delay_ms '' means at once, 'parked' until another
--- publication of the id comes (a replacing chord's body). Answers moved | missing | fenced | stale.
+-- publication of the id comes (a replacing chord's body). Answers moved | missing | fenced | stale | full.
 local key = TASK .. task_id
-local state, held, old_queue, expires_at = unpack(redis.call('HMGET', key, 'state', 'fence', 'queue', 'expires_at'))
+local state, held, old_queue, expires_at, placing =
+  unpack(redis.call('HMGET', key, 'state', 'fence', 'queue', 'expires_at', 'placing'))
 if not state then return 'missing' end
 if not LEGAL.retry[state] then return 'stale' end
 if FENCED and held ~= fence then return 'fenced' end
+if not register(queue) then return 'full' end
 local arrival = redis.call('INCR', sequence)
 local score = text((9 - tonumber(priority)) * 562949953421312 + arrival)
 local target = delay_ms == '' and 'queued' or 'scheduled'
@@ -18,7 +20,7 @@ end
 redis.call('HSET', key, 'state', target, 'fence', '', 'was', fence, 'queue', queue, 'type', task_type, 'priority', priority,
   'score', score, 'queued', stamp)
 if failed == '1' then redis.call('HINCRBY', key, 'failures', 1) end
-if target == 'queued' then enqueue(task_id, queue, score) end
+if target == 'queued' then put(task_id, queue, placing and choose(queue, placing, arrival, 1) or queue, score) end
 if expires_at and delay_ms ~= 'parked' then redis.call('ZADD', deadlines, expires_at, task_id) end
 redis.call('ZREM', leases, task_id)
 count(old_queue, state, -1)

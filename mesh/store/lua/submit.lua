@@ -1,6 +1,7 @@
---#include time counts queues
--- Publishes tasks. Ten arguments a task: id, message, token, queue, type, priority, delay_ms or '', expires_ms or '',
--- kind (create | outside | child), extra (msgpack list of more fields and values, or '').
+--#include time counts queues places choose requirements
+-- Publishes tasks. What tasks have in common is a template: queue, type, priority, delay_ms or '', expires_ms or '', kind
+-- (create | outside | child), placing (see places.lua), extra (msgpack list of more fields and values, or ''). The arguments:
+-- how many templates, the templates, then four a task: number of its template, id, message, token.
 --   create   Mesh.submit, HTTP: idempotent while the record lives; token = digest of what must be equal.
 --   outside  a Celery call outside of a task: a live id stays as it is, an ended one starts a new run;
 --            token = this publication, so that repeating it after a lost reply changes nothing.
@@ -9,35 +10,28 @@
 -- Answers one word a task: moved | exists | conflict | full.
 -- The script is laid out for new tasks in bulk: few closures, one MSET, one ZADD a queue.
 -- Invariant: an acknowledged task has a record and a message, and is in exactly one of a queue and the schedule.
-local WIDTH, LIMIT = 10, 10000
-local number = (#ARGV - FIRST + 1) / WIDTH
-local arrival = redis.call('INCRBY', sequence, number) - number
-local answers, news, told, arrivals, messages = {}, {}, {}, {}, {}
-
--- Tells agents of a requirement of several capabilities that is new; false if there are too many of them.
-local function register(queue)
-  told[queue] = true
-  if not string.find(queue, '+', 1, true) or redis.call('HEXISTS', requirements, queue) == 1 then return end
-  if redis.call('HLEN', requirements) >= LIMIT then
-    told[queue] = false
-    return
-  end
-  redis.call('HSET', requirements, queue, stamp)
-  redis.call('INCR', requirements_version)
-  for _, agent in ipairs(redis.call('ZRANGE', agents, 0, -1)) do
-    if redis.call('LLEN', NUDGE .. agent) == 0 then redis.call('RPUSH', NUDGE .. agent, 'requirement') end
-    redis.call('PEXPIRE', NUDGE .. agent, 60000)
-  end
+local COMMON, WIDTH = 8, 4
+local templates = {}
+for at = FIRST + 1, FIRST + ARGV[FIRST] * COMMON, COMMON do
+  local priority, delay = ARGV[at + 2], ARGV[at + 3]
+  templates[#templates + 1] = {queue = ARGV[at], type = ARGV[at + 1], priority = priority, delay = delay, expires = ARGV[at + 4],
+    kind = ARGV[at + 5], placing = ARGV[at + 6], extra = ARGV[at + 7], first = (9 - priority) * 562949953421312,
+    target = delay == '' and 'queued' or 'scheduled'}
 end
+local first_task = FIRST + 1 + #templates * COMMON
+local number = (#ARGV - first_task + 1) / WIDTH
+local arrival = redis.call('INCRBY', sequence, number) - number
+local answers, news, told, queued, arrivals, messages = {}, {}, {}, {}, {}, {}
 
 local function publish(at, index)
-  local id, token, queue = ARGV[at], ARGV[at + 2], ARGV[at + 3]
+  local template, id, token = templates[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 3]
+  local queue = template.queue
   local key = TASK .. id
-  local state, known, run, old_queue = redis.call('HGET', key, 'state'), nil, nil, nil
+  local state, known, run, old_queue, old_place = redis.call('HGET', key, 'state'), nil, nil, nil, nil
   if state then
-    known, run, old_queue = unpack(redis.call('HMGET', key, 'token', 'run', 'queue'))
+    known, run, old_queue, old_place = unpack(redis.call('HMGET', key, 'token', 'run', 'queue', 'place'))
     known, run = known or '', run or 1
-    local kind = ARGV[at + 8]
+    local kind = template.kind
     if kind == 'create' then return token == known and 'exists' or 'conflict' end
     if token == known then return 'exists' end
     if not LEGAL.resubmit[state] then
@@ -47,44 +41,50 @@ local function publish(at, index)
       if parent and parent == other and tonumber(its_run) < tonumber(later) then return 'exists' end
     end
   end
-  if told[queue] == nil then register(queue) end
+  if told[queue] == nil then told[queue] = register(queue) end
   if not told[queue] then return 'full' end
   if state then
     -- Take the older run of the id out of wherever it is.
-    if state == 'queued' then dequeue(id, old_queue) end
+    if state == 'queued' then dequeue(id, old_place or old_queue) end
     for _, index_key in ipairs({scheduled, leases, deadlines, dead}) do redis.call('ZREM', index_key, id) end
     redis.call('DEL', RESULT .. id)
     redis.call('HDEL', key, 'failures', 'crashes', 'suspect', 'error', 'reason', 'agent', 'started', 'ended', 'leased', 'was',
-      'expires_at', 'chord')
+      'expires_at', 'chord', 'place', 'placing')
     redis.call('PERSIST', key)
     if not LEGAL.resubmit[state] then count(old_queue, state, -1) end
   end
-  local priority, delay, expires, extra = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 9]
-  local score = text((9 - priority) * 562949953421312 + arrival + index)
-  local target = delay == '' and 'queued' or 'scheduled'
+  local expires, placing, target = template.expires, template.placing, template.target
+  local score = text(template.first + arrival + index)
   messages[#messages + 1] = MESSAGE .. id
-  messages[#messages + 1] = ARGV[at + 1]
+  messages[#messages + 1] = ARGV[at + 2]
   -- What is empty, the default or follows from another field is left out of a new record: bulk submission is bound by
   -- these bytes. Whoever reads a record fills in: type = queue, priority = 4, run = 1, queued = created.
   redis.call('HSET', key, 'v', '1', 'state', target, 'queue', queue, 'score', score, 'created', stamp)
-  if state or ARGV[at + 4] ~= queue then redis.call('HSET', key, 'type', ARGV[at + 4]) end
-  if state or priority ~= '4' then redis.call('HSET', key, 'priority', priority) end
+  if state or template.type ~= queue then redis.call('HSET', key, 'type', template.type) end
+  if state or template.priority ~= '4' then redis.call('HSET', key, 'priority', template.priority) end
   if state then redis.call('HSET', key, 'run', run + 1, 'queued', stamp, 'fence', '') end
   if state or token ~= '' then redis.call('HSET', key, 'token', token) end
-  if extra ~= '' then redis.call('HSET', key, unpack(cmsgpack.unpack(extra))) end
+  if placing ~= '' then redis.call('HSET', key, 'placing', placing) end
+  if template.extra ~= '' then redis.call('HSET', key, unpack(cmsgpack.unpack(template.extra))) end
   if expires ~= '' then
     local at_ms = text(now + expires)
     redis.call('HSET', key, 'expires_at', at_ms)
     redis.call('ZADD', deadlines, at_ms, id)
   end
   if target == 'scheduled' then
-    redis.call('ZADD', scheduled, text(now + delay), id)
+    redis.call('ZADD', scheduled, text(now + template.delay), id)
     count(queue, target, 1)
   else
-    local entries = arrivals[queue]
+    local place = queue
+    if placing ~= '' then
+      place = choose(queue, placing, arrival + index, number)
+      if place ~= queue then redis.call('HSET', key, 'place', place) end
+    end
+    queued[queue] = (queued[queue] or 0) + 1
+    local entries = arrivals[place]
     if not entries then
       entries = {}
-      arrivals[queue] = entries
+      arrivals[place] = entries
     end
     entries[#entries + 1] = score
     entries[#entries + 1] = id
@@ -95,18 +95,18 @@ local function publish(at, index)
 end
 
 for index = 1, number do
-  answers[index] = publish(FIRST + (index - 1) * WIDTH, index)
+  answers[index] = publish(first_task + (index - 1) * WIDTH, index)
 end
 for first = 1, #messages, 4000 do
   redis.call('MSET', unpack(messages, first, math.min(first + 3999, #messages)))
 end
-for queue, entries in pairs(arrivals) do
-  count(queue, 'queued', #entries / 2)
+for queue, many in pairs(queued) do count(queue, 'queued', many) end
+for place, entries in pairs(arrivals) do
   for first = 1, #entries, 4000 do
-    redis.call('ZADD', QUEUE .. queue, unpack(entries, first, math.min(first + 3999, #entries)))
+    redis.call('ZADD', QUEUE .. place, unpack(entries, first, math.min(first + 3999, #entries)))
   end
-  redis.call('SADD', ready, queue)
-  ring(queue)
+  redis.call('SADD', ready, place)
+  ring(place)
 end
 for first = 1, #news, 4000 do
   redis.call('ZADD', recent, unpack(news, first, math.min(first + 3999, #news)))

@@ -1,9 +1,9 @@
--- Puts a held task back to where it stood in its queue; it may expire there again. Needs time, counts, queues; the key
--- deadlines.
+-- Puts a held task back to where it stood in its queue, whichever agent it was placed with; it may expire there again.
+-- Needs time, counts, queues, places; the key deadlines.
 local function requeue(id, queue, from, score, ...)
-  enqueue(id, queue, score)
+  local expires_at, placing = unpack(redis.call('HMGET', TASK .. id, 'expires_at', 'placing'))
+  if placing then put(id, queue, home(queue, placing), score) else enqueue(id, queue, score) end
   redis.call('HSET', TASK .. id, 'state', 'queued', 'fence', '', 'queued', stamp, ...)
-  local expires_at = redis.call('HGET', TASK .. id, 'expires_at')
   if expires_at then redis.call('ZADD', deadlines, expires_at, id) end
   redis.call('DEL', RESULT .. id)
   move_count(queue, from, 'queued')

@@ -1,0 +1,149 @@
+"""Flower on the mesh: the true lengths of its queues, and no door open beyond this host without authentication.
+
+Flower chooses how it counts by the scheme of the broker's URL, and for Redis it measures the lists that Celery's own transport
+keeps. What it offers to build on is its table of handlers, in which the first match wins: ours stand before its own, and differ
+only in whom they ask. Everything of Flower's inside that we use is in this module; its version is pinned, and tests ask the
+real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from celery.signals import import_modules
+from flower.api.tasks import GetQueueLengths
+from flower.options import options
+from flower.urls import handlers
+from flower.views.broker import BrokerView
+from tornado.web import HTTPError
+
+from mesh.bus import runtime
+from mesh.bus.install import TRANSPORT
+from mesh.core.states import State
+from mesh.errors import Refused, StoreUnavailable
+from mesh.store.store import Store
+
+__all__ = ["extend", "queue_rows", "safe_address"]
+LOOPBACK = "127.0.0.1"
+#: Of its list of tasks; where nobody has chosen others, the arguments are added.
+ITS_COLUMNS = "name,uuid,state,received,runtime,worker"
+
+
+def extend() -> None:
+    """Teach the Flower that this process may become; to be called before it is built, more than once if need be."""
+    own = [(r"/broker", Broker), (r"/api/queues/length", QueueLengths)]
+    if handlers[: len(own)] != own:
+        handlers[:0] = own
+    # Flower's command sends this when it has read all its options, and before it listens.
+    import_modules.connect(_complete_options, weak=False, dispatch_uid="mesh-flower-options")
+
+
+# -- queues
+
+
+def queue_rows(store: Store) -> list[dict[str, Any]]:
+    """A row for each queue that ever had a task or that an agent serves, by name, in the words of Flower's page.
+
+    `messages` and `messages_ready`: tasks that wait; `messages_unacknowledged`: tasks that agents hold; `consumers`: agents that
+    take new tasks of it. What waits for one region or one agent counts with the requirement that it belongs to.
+    """
+    counts = store.tasks.counts()
+    _, compound = store.agents.requirements()
+    offered = {
+        one
+        for row in store.agents.all()
+        if "left" not in row
+        for one in row["capabilities"].split(",")
+        if one
+    }
+    names = sorted({*counts, *compound, *offered})
+    consumers = store.client.pipeline(*[("ZCARD", store.keys.of("consumers", name)) for name in names])
+    return [_row(name, counts.get(name, {}), number) for name, number in zip(names, consumers, strict=True)]
+
+
+def _row(name: str, states: dict[str, int], consumers: int) -> dict[str, Any]:
+    waiting = states.get(State.QUEUED, 0)
+    return {
+        "name": name,
+        "messages": waiting,
+        "messages_ready": waiting,
+        "messages_unacknowledged": states.get(State.LEASED, 0) + states.get(State.RUNNING, 0),
+        "consumers": consumers,
+    }
+
+
+class Queues:
+    """What Flower's handlers call a broker."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    async def queues(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        """All queues of the namespace; `names`, what Flower has heard of, may be behind."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, queue_rows, self.store)
+        except StoreUnavailable as error:
+            raise HTTPError(503, "%s", str(error)) from error
+
+
+class _OnTheMesh:
+    """For handlers: ask the store, if the application has joined the mesh."""
+
+    def get_broker(self) -> Any:
+        """See `flower.views.BaseHandler.get_broker`."""
+        conf = self.capp.conf  # type: ignore[attr-defined]
+        if conf.broker_transport != TRANSPORT:
+            return super().get_broker()  # type: ignore[misc]
+        return Queues(runtime.store_of(conf.broker_transport_options["namespace"]))
+
+
+class Broker(_OnTheMesh, BrokerView):
+    """The Broker page."""
+
+
+class QueueLengths(_OnTheMesh, GetQueueLengths):
+    """The same for programs."""
+
+
+# -- options: where it listens, what it lists
+
+
+def safe_address(given: str, *, protected: bool) -> str:
+    """The address that Flower listens on, '' for all; `protected`: it asks who is there.
+
+    Raises `Refused` for an address that others reach while everybody may do everything.
+    """
+    if protected:
+        return given
+    if not given:
+        return LOOPBACK
+    if not _is_loopback(given):
+        raise Refused(
+            f"Flower on {given} would let everybody in who reaches it: set FLOWER_BASIC_AUTH=user:password "
+            f"(or --basic-auth, or --auth), or let it listen on {LOOPBACK}."
+        )
+    return given
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _complete_options(**_: Any) -> None:
+    if options.tasks_columns == ITS_COLUMNS:
+        options.tasks_columns = f"{ITS_COLUMNS},args"
+    if options.unix_socket:
+        return
+    protected = bool(options.auth) or any(options.basic_auth or ())
+    try:
+        options.address = safe_address(options.address, protected=protected)
+    except Refused as error:
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from None

@@ -1,0 +1,184 @@
+"""The direct port: services on Redis. No coordinator is needed for anything here."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mesh.client.listener import Ended, Listener
+from mesh.client.ports import Page, Settled, Tell
+from mesh.core.states import HELD
+from mesh.errors import Invalid, NotFound, Unsatisfiable
+from mesh.services import agents, dead_letters, listing, tasks, types, views
+from mesh.services.agents import AgentInfo
+from mesh.services.tasks import Options
+from mesh.services.types import TypeInfo
+from mesh.settings import Settings
+from mesh.store.store import Store
+
+__all__ = ["Direct"]
+_OFFERED_FOR_S = 5.0  # how long an answer to "can anybody do this?" is believed
+_OFFERS = 10_000
+
+
+class Direct:
+    """Straight on Redis. Safe for threads, and in a forked child."""
+
+    pushes_progress = True
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store(settings)
+        self._listener: Listener | None = None
+        self._lock = threading.Lock()
+        self._met: dict[str, float] = {}
+
+    # -- submitting
+
+    def submit(
+        self, task_type: str, payload: Any, options: Options, task_id: str | None, unsatisfiable: str
+    ) -> tuple[str, str | None]:
+        """(id, a sentence if no agent can take it now)."""
+        sentence = self._unmet(task_type, options, unsatisfiable)
+        return tasks.submit(self.store, task_type, payload, options, task_id), sentence
+
+    def submit_many(
+        self, task_type: str, payloads: Iterable[Any], options: Options, unsatisfiable: str
+    ) -> tuple[list[str], str | None]:
+        """(ids in order, a sentence if no agent can take them now)."""
+        sentence = self._unmet(task_type, options, unsatisfiable)
+        return tasks.submit_many(self.store, task_type, payloads, options), sentence
+
+    def _unmet(self, task_type: str, options: Options, unsatisfiable: str) -> str | None:
+        """Why nobody could take it, said once in a while; an agent that has just been seen is believed to be there."""
+        if unsatisfiable == "accept":
+            return None
+        if unsatisfiable not in ("warn", "reject"):
+            raise Invalid(f"unsatisfiable={unsatisfiable!r} is not one of warn, accept, reject.")
+        requirement = tasks.requirement(self.store, task_type, options.requires)
+        now = time.monotonic()
+        if self._met.get(requirement, 0.0) > now:
+            return None
+        sentence = agents.unmet(self.store, requirement)
+        if sentence is not None and unsatisfiable == "reject":
+            raise Unsatisfiable(
+                self._hinted(task_type, sentence.partition(": the task waits until")[0] + ".")
+            )
+        if len(self._met) > _OFFERS:
+            self._met.clear()
+        self._met[requirement] = now + _OFFERED_FOR_S
+        return None if sentence is None else self._hinted(task_type, sentence)
+
+    def _hinted(self, task_type: str, sentence: str) -> str:
+        """With a question, where the type's name looks like a slip of the pen."""
+        return f"{sentence} {types.unknown_hint(self.store, task_type)}".rstrip()
+
+    # -- waiting
+
+    @property
+    def listening(self) -> bool:
+        """Whether the shared connection is there."""
+        listener = self._listener
+        return listener is not None and listener.alive
+
+    def listen(self) -> None:
+        """Make the shared connection. Raises `StoreUnavailable`."""
+        with self._lock:
+            if self._listener is None or not self._listener.alive:
+                self._listener = Listener(self.store)
+
+    def watch(self, task_ids: Sequence[str], tell: Tell) -> None:
+        """See `Port`."""
+        self.listen()
+        if self._listener is not None:
+            self._listener.watch(task_ids, tell)
+
+    def forget(self, task_ids: Sequence[str], tell: Tell) -> None:
+        """See `Port`."""
+        if self._listener is not None:
+            self._listener.forget(task_ids, tell)
+
+    def value(self, task_id: str, ended: Ended) -> Any:
+        """See `Port`."""
+        if ended.state is None:
+            raise NotFound(f"There is no task {task_id!r} in namespace {self.settings.namespace!r}.")
+        return tasks.value_of(views.end(task_id, ended.state, ended.document))
+
+    # -- one task
+
+    def record(self, task_id: str, *, patient: bool = True) -> dict[str, Any]:
+        """See `Handle`; Redis answers or not, there is no patience in it."""
+        return views.task(tasks.get(self.store, task_id))
+
+    def progress(self, task_id: str) -> dict[str, Any] | None:
+        """See `Handle`."""
+        state, _, document = self.store.tasks.outcome(task_id)
+        return views.progress(document) if state in HELD else None
+
+    def why(self, task_id: str) -> dict[str, Any]:
+        """See `Handle`."""
+        return listing.why(self.store, task_id)
+
+    def cancel(self, task_id: str, reason: str) -> bool:
+        """See `Handle`."""
+        return tasks.cancel(self.store, task_id, reason)
+
+    def retry(self, task_id: str) -> None:
+        """See `Handle`."""
+        tasks.retry(self.store, task_id)
+
+    # -- the namespace
+
+    def agents(self, *, capability: str | None, status: str | None, region: str | None) -> list[AgentInfo]:
+        """See `Mesh`."""
+        return agents.discover(self.store, capability=capability, status=status, region=region)
+
+    def cordon(self, agent_id: str, on: bool) -> None:
+        """See `Mesh`."""
+        agents.cordon(self.store, agent_id, on)
+
+    def drain(self, agent_id: str) -> None:
+        """See `Mesh`."""
+        agents.drain(self.store, agent_id)
+
+    def overview(self) -> dict[str, Any]:
+        """See `Mesh`."""
+        return views.namespace(self.store)
+
+    def capabilities(self) -> list[dict[str, Any]]:
+        """See `Mesh`."""
+        return listing.capabilities(self.store)
+
+    def queues(self) -> list[dict[str, Any]]:
+        """See `Mesh`."""
+        return listing.queues(self.store)
+
+    def types(self) -> list[TypeInfo]:
+        """See `Mesh`."""
+        return types.advertised(self.store)
+
+    def tasks(self, filters: Mapping[str, Any], cursor: str | None, limit: int) -> Page:
+        """See `Port`."""
+        return listing.tasks(self.store, **filters, cursor=cursor, limit=limit)
+
+    def dead_letters(self, filters: Mapping[str, Any], cursor: str | None, limit: int) -> Page:
+        """See `Port`."""
+        return listing.dead_letters(self.store, **filters, cursor=cursor, limit=limit)
+
+    def settle_dead(self, verb: str, task_ids: Sequence[str]) -> Settled:
+        """See `Port`."""
+        return (dead_letters.replay if verb == "replay" else dead_letters.discard)(self.store, task_ids)
+
+    def explain(self, task_type: str, options: Options) -> dict[str, Any]:
+        """See `Mesh`."""
+        return listing.explain(self.store, task_type, options)
+
+    def close(self) -> None:
+        """Stop listening and close the connections."""
+        with self._lock:
+            listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.stop()
+        self.store.close()

@@ -1,0 +1,387 @@
+"""What is sent to the coordinator and what it answers, as types.
+
+Bodies are decoded into them, and the OpenAPI document is made of them.
+Answers are built as plain values by the services; their types here say what is in them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from mesh.core.states import State
+from mesh.services.dead_letters import LIMIT
+
+MAX_BATCH = 10_000
+MAX_WAIT_IDS = 1_000
+MAX_WAIT_S = 300.0
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", examples=["data-processing"])]
+TaskId = Annotated[str, Meta(min_length=1, max_length=200, examples=["invoice-77"])]
+Seconds = Annotated[float, Meta(ge=0, lt=10**9)]
+Time = Annotated[str, Meta(description="UTC, ISO 8601", examples=["2026-01-31T12:00:00.000+00:00"])]
+Count = Annotated[int, Meta(ge=0)]
+
+
+# -- bodies
+
+
+class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a task is to be run; what is left out is chosen by the task's type or the settings."""
+
+    requires: Annotated[tuple[Name, ...], Meta(description="Capabilities beyond those of the type.")] = ()
+    priority: Annotated[int, Meta(ge=0, le=9, description="9 is first.")] = 4
+    countdown_s: Annotated[Seconds, Meta(description="Not before so many seconds from now.")] | None = None
+    expires_s: Annotated[Seconds, Meta(description="Not started after so many seconds from now.")] | None = (
+        None
+    )
+    timeout_s: Annotated[Seconds, Meta(description="Bounds one attempt.")] | None = None
+    retries: Annotated[int, Meta(ge=0, le=1000, description="How often a failure is tried again.")] | None = (
+        None
+    )
+    ignore_result: Annotated[bool, Meta(description="Nobody will ask for the result.")] = False
+    labels: Annotated[dict[str, str], Meta(description="Free marks.")] = {}
+    strategy: Literal["capability-match", "round-robin", "least-loaded", "random"] | None = None
+    region: Annotated[Name, Meta(description="Preferred; another one serves if it cannot.")] | None = None
+    unsatisfiable: Annotated[
+        Literal["warn", "accept", "reject"], Meta(description="What if no agent can take it now.")
+    ] = "warn"
+
+
+class Submission(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One task. The same id is the same task: submitting it again with the same content changes nothing."""
+
+    type: Name
+    payload: Annotated[Any, Meta(description="Any JSON value; without it the task gets no argument.")] = None
+    task_id: (
+        Annotated[TaskId, Meta(description="By default a new one; may also be the header Idempotency-Key.")]
+        | None
+    ) = None
+
+
+class Bulk(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Many tasks of one type with the same options: the compact form of a batch. If one payload is wrong, none is submitted."""
+
+    type: Name
+    payloads: Annotated[list[Any], Meta(max_length=MAX_BATCH)]
+
+
+class Batch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Different tasks; each is accepted or refused for itself."""
+
+    tasks: Annotated[list[Submission], Meta(max_length=MAX_BATCH)]
+
+
+class WaitBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The tasks to wait for."""
+
+    ids: Annotated[list[TaskId], Meta(min_length=1, max_length=MAX_WAIT_IDS)]
+    wait_s: Annotated[float, Meta(ge=0, le=MAX_WAIT_S)] = 20.0
+
+
+class CancelBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why it is cancelled; the body may be left out."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=500)] = "cancelled"
+
+
+class DeadLetterBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which dead letters: those named, or those that a filter takes, or all."""
+
+    ids: Annotated[list[TaskId], Meta(max_length=LIMIT)] = []
+    type: Name | None = None
+    capability: Name | None = None
+    reason: Annotated[str, Meta(max_length=500)] | None = None
+    all: bool = False
+
+
+# -- answers
+
+
+class Problem(Struct, kw_only=True):
+    """What went wrong (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: Annotated[
+        str, Meta(description="Name of the error's class in the Python package.", examples=["NotFound"])
+    ]
+    task_id: str | UnsetType = UNSET
+    state: State | UnsetType = UNSET
+    error: dict[str, Any] | UnsetType | None = UNSET
+
+
+class Accepted(Struct, kw_only=True):
+    """A task that was submitted."""
+
+    id: str
+    state: State
+    queue: str
+    warning: Annotated[str, Meta(description="Nobody can take it now.")] | UnsetType = UNSET
+
+
+_ITEM = {"anyOf": [{"$ref": "#/components/schemas/Accepted"}, {"$ref": "#/components/schemas/Problem"}]}
+
+
+class BatchAnswer(Struct, kw_only=True):
+    """One answer for each task, in their order."""
+
+    items: list[Annotated[Any, Meta(extra_json_schema=_ITEM)]]
+
+
+class BulkAnswer(Struct, kw_only=True):
+    """One id for each payload, in their order."""
+
+    ids: list[str]
+    queue: str
+    warning: str | UnsetType = UNSET
+
+
+class Started(Struct, kw_only=True):
+    """A task and where it is."""
+
+    id: str
+    state: State
+
+
+class Cancellation(Struct, kw_only=True):
+    """Whether it was cancelled by this; if not, it had ended before."""
+
+    id: str
+    state: State
+    cancelled: bool
+
+
+class Failure(Struct, kw_only=True):
+    """How a task ended otherwise than well."""
+
+    type: str | None
+    message: str | None
+    traceback: str | None
+
+
+class End(Struct, kw_only=True):
+    """A task that has ended: `result` if it succeeded, else `error`. `state` null: there is no such task."""
+
+    id: str
+    state: State | None
+    result: Any | UnsetType = UNSET
+    error: Failure | UnsetType = UNSET
+
+
+class WaitAnswer(Struct, kw_only=True):
+    """Those that have ended or are unknown; none if the wait ended first."""
+
+    ended: list[End]
+
+
+class Progress(Struct, kw_only=True):
+    """What a running task last told."""
+
+    fraction: float
+    note: str
+
+
+class TaskView(Struct, kw_only=True):
+    """All that is recorded of a task."""
+
+    id: str
+    state: State
+    type: str
+    queue: str
+    priority: int
+    run: Count
+    attempt: Count
+    failures: Count
+    crashes: Count
+    agent: str | None
+    error: str | None
+    reason: str | None
+    labels: dict[str, str]
+    created_at: Time | None
+    queued_at: Time | None
+    leased_at: Time | None
+    started_at: Time | None
+    ended_at: Time | None
+    crashed_at: Time | None
+    expires_at: Time | None
+    progress: Progress | UnsetType | None = UNSET
+
+
+class TaskList(Struct, kw_only=True):
+    """A page of tasks, newest first; `next_cursor` is the `cursor` of the next page."""
+
+    tasks: list[TaskView]
+    next_cursor: str | None
+
+
+class DeadLetterList(Struct, kw_only=True):
+    """A page of dead letters, newest first; `next_cursor` is the `cursor` of the next page."""
+
+    dead_letters: list[TaskView]
+    next_cursor: str | None
+
+
+class Refusal(Struct, kw_only=True):
+    """A dead letter that was left as it is."""
+
+    id: str
+    problem: Problem
+
+
+class DeadLetterAnswer(Struct, kw_only=True):
+    """What was done; `more`: there are more than one call handles, ask again."""
+
+    ids: list[str]
+    refused: list[Refusal]
+    more: bool
+
+
+class Attempt(Struct, kw_only=True):
+    """The latest attempt."""
+
+    attempt: Count
+    agent: str | None
+    leased_at: Time | None
+    started_at: Time | None
+    ended_at: Time | None
+    error: str | None
+
+
+class Attempts(Struct, kw_only=True):
+    """How often a task was tried: in this run, failed (and tried again) and crashed; the latest attempt in full."""
+
+    id: str
+    state: State
+    run: Count
+    attempts: Count
+    failures: Count
+    crashes: Count
+    latest: Attempt | None
+
+
+class NotCapable(Struct, kw_only=True):
+    """An agent that would not take it."""
+
+    agent: str
+    why: str
+
+
+class Explanation(Struct, kw_only=True):
+    """Who could take such a task. It starts at once if slots are free and nothing is ahead of it."""
+
+    queue: str
+    capable: list[str]
+    not_capable: list[NotCapable]
+    ahead: Count
+    free_slots: Count
+
+
+class Why(Struct, kw_only=True):
+    """Why a task is where it is: `detail` says it; `position`: how many of its queue are served before it."""
+
+    id: str
+    state: State
+    queue: str
+    detail: str
+    position: Count | None
+    capable: list[str]
+    not_capable: list[NotCapable]
+
+
+class AgentView(Struct, kw_only=True):
+    """One agent."""
+
+    id: str
+    name: str
+    type: str
+    namespace: str
+    status: Literal["healthy", "degraded", "unhealthy", "draining", "offline"]
+    capabilities: list[str]
+    region: str | None
+    labels: dict[str, str]
+    slots: Count
+    running: Count
+    address: str
+    port: int
+    version: str
+    incarnation: int
+    joined_at: Time
+    last_beat_at: Time
+    silent_ms: Count
+    cordoned: bool
+
+
+class AgentList(Struct, kw_only=True):
+    """Agents by id."""
+
+    agents: list[AgentView]
+
+
+class CapabilityView(Struct, kw_only=True):
+    """What autoscalers read: who offers it, what waits for it."""
+
+    capability: str
+    agents: Count
+    slots: Count
+    free_slots: Count
+    backlog: Count
+    scheduled: Count
+    running: Count
+    oldest_age_ms: Count | None
+
+
+class CapabilityList(Struct, kw_only=True):
+    """Capabilities by name: offered, or needed by tasks that have not ended."""
+
+    capabilities: list[CapabilityView]
+
+
+class QueueView(Struct, kw_only=True):
+    """A queue: `depth` tasks wait; `states`: tasks now in a live state, ever ended in an end state."""
+
+    queue: str
+    capabilities: list[str]
+    depth: Count
+    oldest_age_ms: Count | None
+    states: dict[str, int]
+    crashes: Count
+
+
+class QueueList(Struct, kw_only=True):
+    """Queues by name."""
+
+    queues: list[QueueView]
+
+
+class TypeView(Struct, kw_only=True):
+    """A task type that agents have advertised."""
+
+    name: str
+    requires: list[str]
+    description: str
+    payload_schema: dict[str, Any] | None
+    result_schema: dict[str, Any] | None
+    examples: list[Any]
+    timeout_s: float | None
+    retries: int | None
+
+
+class TypeList(Struct, kw_only=True):
+    """Task types by name."""
+
+    types: list[TypeView]
+
+
+class ClusterView(Struct, kw_only=True):
+    """The coordinators, who leads, the regions, how durable Redis is, which versions run."""
+
+    namespace: str
+    coordinators: list[dict[str, Any]]
+    leader: dict[str, Any] | None
+    regions: dict[str, dict[str, int]]
+    durability: dict[str, str | None]
+    versions: dict[str, Any]

@@ -1,0 +1,104 @@
+"""What a request brings: who calls, which namespace, which body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from fastapi import Depends, Path, Request
+from starlette.exceptions import HTTPException
+
+from mesh.coordinator.front import Front
+from mesh.errors import Invalid, NotFound
+from mesh.store.store import Store
+
+__all__ = ["FrontOf", "Identity", "Space", "caller", "decode", "posted", "read"]
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """Who calls, and what he may see; `namespaces` None: all."""
+
+    subject: str
+    namespaces: frozenset[str] | None = None
+
+
+_ANYBODY = Identity(subject="anybody")
+
+
+async def caller(request: Request) -> Identity:
+    """Who calls. The one place where it is found out."""
+    return _ANYBODY
+
+
+def front_of(request: Request) -> Front:
+    """What the handlers share."""
+    front: Front = request.app.state.front
+    return front
+
+
+async def _front(request: Request) -> Front:
+    return front_of(request)
+
+
+async def space(
+    request: Request,
+    namespace: Annotated[str, Path(description="Name of the namespace.", examples=["default"])],
+    identity: Annotated[Identity, Depends(caller)],
+) -> Store:
+    """The store of the namespace in the path. Raises `NotFound`, also for one that the caller may not see."""
+    if identity.namespaces is not None and namespace not in identity.namespaces:
+        raise NotFound(f"There is no namespace {namespace!r}.")
+    return front_of(request).store(namespace)
+
+
+FrontOf = Annotated[Front, Depends(_front)]
+Space = Annotated[Store, Depends(space)]
+
+
+# -- bodies
+
+
+async def read(request: Request, limit: int) -> bytes:
+    """The body, of at most `limit` bytes; 413 for a bigger one, as soon as that is known."""
+    announced = request.headers.get("content-length", "")
+    size = int(announced) if announced.isdigit() else 0
+    chunks: list[bytes] = []
+    if size <= limit:
+        size = 0
+        async for chunk in request.stream():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                break
+        else:
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    raise HTTPException(
+        413,
+        f"The request body is bigger than the {limit:,} bytes allowed: pass a reference to the data instead.",
+        {"Connection": "close"},  # or the rest of it would have to be read
+    )
+
+
+def decode(decoder: msgspec.json.Decoder[T], raw: bytes | msgspec.Raw, what: str = "The request body") -> T:
+    """The decoded body. Raises `Invalid`."""
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"{what} is wrong: {error}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid(f"{what} is not JSON: {error}.") from None
+
+
+def posted(model: type[T], *, optional: bool = False) -> Any:
+    """A dependency: the body as `model`; `optional`: an empty one is `model()`."""
+    decoder = msgspec.json.Decoder(model)
+
+    async def body(request: Request) -> T:
+        raw = await read(request, front_of(request).single_limit)
+        return model() if optional and not raw else decode(decoder, raw)
+
+    return Depends(body)

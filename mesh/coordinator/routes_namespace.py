@@ -1,0 +1,152 @@
+"""Routes: agents, capabilities, queues, task types and events of a namespace; the cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Response
+from fastapi.responses import StreamingResponse
+
+from mesh import __version__
+from mesh.coordinator import models, openapi
+from mesh.coordinator.answers import Json
+from mesh.coordinator.requests import FrontOf, Space
+from mesh.core.agents import Health
+from mesh.errors import NotFound
+from mesh.services import agents as agent_services
+from mesh.services import listing, views
+from mesh.services import types as type_services
+from mesh.services.agents import AgentInfo
+from mesh.store.store import Store
+
+router = APIRouter(prefix="/v1/namespaces/{namespace}", default_response_class=Json)
+cluster_router = APIRouter(prefix="/v1", default_response_class=Json)
+
+AgentId = Annotated[str, Path(description="Id of the agent.", examples=["worker-1"])]
+
+
+@router.get("/agents", tags=["agents"], summary="List agents", responses=openapi.answers(models.AgentList))
+def list_agents(
+    store: Space, capability: str | None = None, status: Health | None = None, region: str | None = None
+) -> Response:
+    """From the live registry; one that has left is seen as offline for a day."""
+    found = agent_services.discover(store, capability=capability, status=status, region=region)
+    return Json({"agents": [agent.to_json() for agent in found]})
+
+
+def _agent(store: Store, agent_id: str) -> AgentInfo:
+    for agent in agent_services.discover(store):
+        if agent.id == agent_id:
+            return agent
+    raise NotFound(f"There is no agent {agent_id!r} in namespace {store.settings.namespace!r}.")
+
+
+@router.get(
+    "/agents/{agent_id}",
+    tags=["agents"],
+    summary="Look at an agent",
+    responses=openapi.answers(models.AgentView),
+)
+def get_agent(store: Space, agent_id: AgentId) -> Response:
+    """Its registration and its health."""
+    return Json(_agent(store, agent_id).to_json())
+
+
+@router.post(
+    "/agents/{agent_id}:cordon",
+    tags=["agents"],
+    summary="Cordon an agent",
+    responses=openapi.answers(models.AgentView),
+)
+def cordon(store: Space, agent_id: AgentId) -> Response:
+    """It gets no new work; what waited for it alone goes to the others."""
+    agent_services.cordon(store, agent_id, True)
+    return Json(_agent(store, agent_id).to_json())
+
+
+@router.post(
+    "/agents/{agent_id}:uncordon",
+    tags=["agents"],
+    summary="Uncordon an agent",
+    responses=openapi.answers(models.AgentView),
+)
+def uncordon(store: Space, agent_id: AgentId) -> Response:
+    """It gets work again."""
+    agent_services.cordon(store, agent_id, False)
+    return Json(_agent(store, agent_id).to_json())
+
+
+@router.post(
+    "/agents/{agent_id}:drain",
+    tags=["agents"],
+    summary="Drain an agent",
+    status_code=202,
+    responses=openapi.answers(models.AgentView, 202),
+)
+def drain(store: Space, agent_id: AgentId) -> Response:
+    """It finishes what it runs, gives back the rest, and leaves."""
+    agent_services.drain(store, agent_id)
+    return Json(_agent(store, agent_id).to_json(), 202)
+
+
+@router.get(
+    "/capabilities",
+    tags=["queues"],
+    summary="List capabilities",
+    responses=openapi.answers(
+        models.CapabilityList,
+        example={
+            "capabilities": [
+                {
+                    "capability": "data-processing", "agents": 2, "slots": 8, "free_slots": 3, "backlog": 120,
+                    "scheduled": 0, "running": 5, "oldest_age_ms": 4200,
+                }
+            ]
+        },
+    ),
+)  # fmt: skip
+def list_capabilities(store: Space) -> Response:
+    """Who offers each, and what waits for it: what an autoscaler needs."""
+    return Json({"capabilities": listing.capabilities(store)})
+
+
+@router.get("/queues", tags=["queues"], summary="List queues", responses=openapi.answers(models.QueueList))
+def list_queues(store: Space) -> Response:
+    """A queue holds the tasks of one requirement."""
+    return Json({"queues": listing.queues(store)})
+
+
+@router.get("/types", tags=["queues"], summary="List task types", responses=openapi.answers(models.TypeList))
+def list_types(store: Space) -> Response:
+    """The types that agents have advertised, with the schemas of their payloads."""
+    return Json({"types": [info.to_json() for info in type_services.advertised(store)]})
+
+
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Events `task` (one has ended), `counts` (tasks by state), `missed` (so many ends were left out).",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@router.get(
+    "/events",
+    tags=["events"],
+    summary="Follow a namespace",
+    response_class=StreamingResponse,
+    responses={**openapi.answers(None), **_STREAM},
+)
+async def events(store: Space, front: FrontOf) -> Response:
+    """Server-sent events: each end of a task, and how many tasks are in each state whenever that changes."""
+    front.events.check()
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(front.events.stream(store), media_type="text/event-stream", headers=headers)
+
+
+@cluster_router.get(
+    "/cluster", tags=["cluster"], summary="Look at the cluster", responses=openapi.answers(models.ClusterView)
+)
+def cluster(front: FrontOf) -> Response:
+    """The coordinators and who of them leads, regions, Redis's durability, versions."""
+    return Json(views.cluster(front.coordinator.store, __version__))

@@ -1,0 +1,158 @@
+"""Routes: submitting tasks, one or many, and asking first."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from mesh.coordinator import models, openapi, problems
+from mesh.coordinator.answers import Json
+from mesh.coordinator.requests import FrontOf, Space, decode, front_of, posted, read
+from mesh.coordinator.submitting import accept, options_of, refuse_unmet, warning_for
+from mesh.errors import Invalid, MeshError
+from mesh.services import listing
+from mesh.services import tasks as task_services
+from mesh.store.store import Store
+
+router = APIRouter(prefix="/v1/namespaces/{namespace}", tags=["tasks"], default_response_class=Json)
+
+_EXAMPLE = {
+    "type": "data-processing",
+    "payload": {"data": "example"},
+    "priority": 7,
+    "labels": {"team": "billing"},
+}
+_ACCEPTED = {"id": "2f8c7a52-6f0b-4c7e-9a53-0c8f1f0a9b11", "state": "queued", "queue": "data-processing"}
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The id of the task; the same as `task_id` in the body.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 200},
+}
+_submission = msgspec.json.Decoder(models.Submission)
+_batch = msgspec.json.Decoder(models.Batch)
+_bulk = msgspec.json.Decoder(models.Bulk)
+
+
+@router.post(
+    "/tasks",
+    status_code=202,
+    summary="Submit a task",
+    responses=openapi.answers(models.Accepted, 202, _ACCEPTED),
+    openapi_extra=openapi.takes(models.Submission, examples={"plain": _EXAMPLE}, parameters=(_KEY,)),
+)
+async def submit(request: Request, store: Space) -> Response:
+    """Accepted once Redis has it. With an id of your own, a repetition changes nothing and tells the task's present state."""
+    return await submit_to(store, request)
+
+
+async def submit_to(store: Store, request: Request) -> Response:
+    """What the route above does; see `mesh.coordinator.shortcut`."""
+    front = front_of(request)
+    body = decode(_submission, await read(request, front.single_limit))
+    key = request.headers.get("idempotency-key")
+    if key is not None:
+        if body.task_id is not None and body.task_id != key:
+            raise Invalid(
+                "The header Idempotency-Key and task_id in the body differ: give one of them, or the same twice."
+            )
+        body = msgspec.structs.replace(body, task_id=key)
+    return Json(await front.submitter.submit(store, body), 202)
+
+
+class _Which(msgspec.Struct):
+    tasks: msgspec.Raw = msgspec.Raw()
+    payloads: msgspec.Raw = msgspec.Raw()
+
+
+class _RawBatch(msgspec.Struct, forbid_unknown_fields=True):
+    tasks: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=models.MAX_BATCH)]
+
+
+_which = msgspec.json.Decoder(_Which)
+_raw_batch = msgspec.json.Decoder(_RawBatch)
+_TURNS = asyncio.Semaphore(2)  # big bodies are decoded by two at once at most: memory
+
+
+@router.post(
+    "/tasks:batch",
+    summary="Submit many tasks",
+    responses=openapi.answers(
+        models.BatchAnswer, example={"items": [_ACCEPTED]}, otherwise=models.BulkAnswer
+    ),
+    openapi_extra=openapi.takes(
+        models.Batch,
+        models.Bulk,
+        examples={
+            "different tasks": {"tasks": [_EXAMPLE]},
+            "one type": {"type": "data-processing", "payloads": [{"data": 1}, {"data": 2}]},
+        },
+    ),
+)
+async def batch(request: Request, store: Space, front: FrontOf) -> Response:
+    """Up to 10,000 tasks: `tasks`, with an answer for each, or `type` and `payloads`, with an id for each."""
+    raw = await read(request, front.batch_limit)
+    async with _TURNS:
+        return Json(await run_in_threadpool(_publish, store, raw))
+
+
+def _publish(store: Store, raw: bytes) -> dict[str, Any]:
+    which = decode(_which, raw)
+    compact = memoryview(which.payloads).nbytes > 0
+    if compact == (memoryview(which.tasks).nbytes > 0):
+        raise Invalid("The request body must have either tasks, or type and payloads.")
+    if compact:
+        return _publish_bulk(store, decode(_bulk, raw))
+    try:
+        bodies: list[models.Submission | MeshError] = list(_batch.decode(raw).tasks)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        bodies = _one_by_one(raw)
+    answers = accept(store, bodies)
+    return {"items": [problems.document(one) if isinstance(one, MeshError) else one for one in answers]}
+
+
+def _one_by_one(raw: bytes) -> list[models.Submission | MeshError]:
+    """The tasks of a batch in which something is wrong: what is wrong with one is that one's answer."""
+    bodies: list[models.Submission | MeshError] = []
+    for one in decode(_raw_batch, raw).tasks:
+        try:
+            bodies.append(decode(_submission, one, "This task"))
+        except Invalid as error:
+            bodies.append(error)
+    return bodies
+
+
+def _publish_bulk(store: Store, body: models.Bulk) -> dict[str, Any]:
+    options = options_of(body)
+    queue = task_services.requirement(store, body.type, options.requires)
+    warning = None if body.unsatisfiable == "accept" else warning_for(store, body.type, queue)
+    refuse_unmet(warning, body.unsatisfiable)
+    ids = task_services.submit_many(store, body.type, body.payloads, options)
+    return {"ids": ids, "queue": queue, **({} if warning is None else {"warning": warning})}
+
+
+@router.post(
+    "/tasks:explain",
+    summary="Ask who could take a task",
+    responses=openapi.answers(
+        models.Explanation,
+        example={
+            "queue": "data-processing",
+            "capable": ["worker-1"],
+            "not_capable": [{"agent": "worker-2", "why": "it is cordoned"}],
+            "ahead": 0,
+            "free_slots": 3,
+        },
+    ),
+    openapi_extra=openapi.takes(
+        models.Submission, examples={"plain": {"type": "data-processing", "requires": ["gpu"]}}
+    ),
+)
+def explain(store: Space, body: Annotated[models.Submission, posted(models.Submission)]) -> Response:
+    """Nothing is submitted."""
+    return Json(listing.explain(store, body.type, options_of(body)))

@@ -1,0 +1,172 @@
+"""Submissions over HTTP: many callers' tasks are published together.
+
+Each request would cost a thread and a round trip of its own; instead, what arrives while one publication is under way goes with
+the next one. Nobody is answered before Redis has answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
+from typing import Any
+
+from mesh.coordinator import models
+from mesh.coordinator.problems import busy
+from mesh.core.states import State
+from mesh.errors import MeshError, StoreUnavailable, Unsatisfiable
+from mesh.services import agents as agent_services
+from mesh.services import tasks as task_services
+from mesh.services import types as type_services
+from mesh.services.tasks import DEFAULTS, Item, Options
+from mesh.store.store import Store
+
+__all__ = ["Submitter", "accept", "options_of", "warning_for"]
+
+_TOGETHER = 500
+_MOST_PENDING = 5_000
+_OFFERED_FOR_S = 5.0  # how long "somebody can take it" is believed
+_MISSED_FOR_S = 1.0  # ... and "nobody can"
+_MOST_REMEMBERED = 10_000
+
+_NAMES = tuple(field.name for field in dataclasses.fields(Options))
+_values = attrgetter(*_NAMES)
+_DEFAULT_VALUES = _values(DEFAULTS)
+
+
+def options_of(body: models.Options) -> Options:
+    """The options that a body asks for."""
+    values = _values(body)
+    return DEFAULTS if values == _DEFAULT_VALUES else Options(**dict(zip(_NAMES, values, strict=True)))
+
+
+_met: dict[tuple[str, str], tuple[float, str | None]] = {}
+
+
+def warning_for(store: Store, task_type: str, queue: str) -> str | None:
+    """Why no agent can take a task of this queue now, None if one can; remembered for some seconds."""
+    key, now = (store.keys.namespace, queue), time.monotonic()
+    known = _met.get(key)
+    if known is not None and known[0] > now:
+        return known[1]
+    sentence = agent_services.unmet(store, queue)
+    if sentence is not None and (hint := type_services.unknown_hint(store, task_type)):
+        sentence = f"{sentence} {hint}"
+    if len(_met) >= _MOST_REMEMBERED:
+        _met.clear()
+    _met[key] = (now + (_OFFERED_FOR_S if sentence is None else _MISSED_FOR_S), sentence)
+    return sentence
+
+
+def refuse_unmet(sentence: str | None, unsatisfiable: str) -> None:
+    """Raise `Unsatisfiable` if nobody can take it and the caller wants to be told so."""
+    if sentence is not None and unsatisfiable == "reject":
+        raise Unsatisfiable(re.sub(": the task waits until [^.]*", "", sentence))
+
+
+def _check(store: Store, body: models.Submission) -> tuple[Item, str, str | None]:
+    """(item, queue, warning). Raises `Invalid`, `Unsatisfiable`."""
+    options = options_of(body)
+    queue = task_services.requirement(store, body.type, options.requires)
+    warning = None
+    if body.unsatisfiable != "accept":
+        warning = warning_for(store, body.type, queue)
+        refuse_unmet(warning, body.unsatisfiable)
+    return (
+        Item(task_type=body.type, payload=body.payload, options=options, task_id=body.task_id),
+        queue,
+        warning,
+    )
+
+
+def accept(store: Store, bodies: Sequence[models.Submission | MeshError]) -> list[dict[str, Any] | MeshError]:
+    """Publish; for each its answer or its error (what is an error already stays it). Raises `StoreUnavailable`."""
+    answers: list[Any] = list(bodies)
+    checked: list[tuple[int, Item, str, str | None]] = []
+    for index, body in enumerate(bodies):
+        if isinstance(body, models.Submission):
+            try:
+                checked.append((index, *_check(store, body)))
+            except StoreUnavailable:
+                raise
+            except MeshError as error:
+                answers[index] = error
+    again: list[int] = []
+    published = task_services.submit_items(store, [item for _, item, _, _ in checked])
+    for (index, item, queue, warning), answer in zip(checked, published, strict=True):
+        if isinstance(answer, MeshError):
+            answers[index] = answer
+            continue
+        state = State.SCHEDULED if item.options.countdown_s else State.QUEUED
+        answers[index] = {"id": answer, "state": state, "queue": queue}
+        if warning is not None:
+            answers[index]["warning"] = warning
+        if item.task_id is not None:
+            again.append(index)
+    if again:  # submitted before, perhaps, and further by now
+        states = store.client.pipeline(
+            *[("HGET", store.keys.of("task", answers[one]["id"]), "state") for one in again]
+        )
+        for index, state in zip(again, states, strict=True):
+            if state is not None:
+                answers[index]["state"] = state.decode()
+    return answers
+
+
+class Submitter:
+    """Publishes what the event loop hands it, one batch at a time, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[Store, models.Submission, asyncio.Future[Any]]] = []
+        self._thread = ThreadPoolExecutor(1, "mesh-submit")
+        self._under_way = False
+
+    async def submit(self, store: Store, body: models.Submission) -> dict[str, Any]:
+        """Publish one task with what else is there; its answer. Raises `MeshError`."""
+        if len(self._pending) >= _MOST_PENDING:
+            raise busy("submissions")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[dict[str, Any]] = loop.create_future()
+        self._pending.append((store, body, future))
+        if not self._under_way:
+            self._go(loop)
+        return await future
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _go(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch, self._pending = self._pending[:_TOGETHER], self._pending[_TOGETHER:]
+        self._under_way = True
+        self._thread.submit(self._publish, loop, batch)
+
+    def _publish(self, loop: asyncio.AbstractEventLoop, batch: list[Any]) -> None:
+        answers: list[Any] = [None] * len(batch)
+        places: dict[Store, list[int]] = {}
+        for place, (store, _, _) in enumerate(batch):
+            places.setdefault(store, []).append(place)
+        for store, here in places.items():
+            try:
+                made: list[Any] = accept(store, [batch[place][1] for place in here])
+            except Exception as error:
+                made = [error] * len(here)
+            for place, answer in zip(here, made, strict=True):
+                answers[place] = answer
+        loop.call_soon_threadsafe(self._done, loop, batch, answers)
+
+    def _done(self, loop: asyncio.AbstractEventLoop, batch: list[Any], answers: list[Any]) -> None:
+        self._under_way = False
+        if self._pending:
+            self._go(loop)
+        for (_, _, future), answer in zip(batch, answers, strict=True):
+            if future.done():  # its caller is gone
+                continue
+            if isinstance(answer, BaseException):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)

@@ -1,0 +1,22 @@
+--#include time counts queues places choose requirements
+-- An operator runs an ended task again: a new run of the same id, with `message` (the old one, its retries forgotten).
+-- `run`: the run that the caller has seen. Answers moved | missing | stale (not ended, ended well, or another run) | full.
+local key = TASK .. task_id
+local state, known, queue, placing, priority = unpack(redis.call('HMGET', key, 'state', 'run', 'queue', 'placing', 'priority'))
+if not state then return 'missing' end
+if not LEGAL.replay[state] or tonumber(known or 1) ~= tonumber(run) then return 'stale' end
+if not register(queue) then return 'full' end
+local arrival = redis.call('INCR', sequence)
+redis.call('SET', MESSAGE .. task_id, message)
+redis.call('PERSIST', key)
+redis.call('HDEL', key, 'failures', 'crashes', 'suspect', 'error', 'reason', 'agent', 'started', 'ended', 'leased', 'was', 'crashed',
+  'expires_at')
+local score = text((9 - tonumber(priority or 4)) * 562949953421312 + arrival)
+redis.call('HSET', key, 'state', 'queued', 'run', run + 1, 'queued', stamp, 'fence', '', 'score', score)
+put(task_id, queue, placing and choose(queue, placing, arrival, 1) or queue, score)
+redis.call('DEL', RESULT .. task_id)
+redis.call('ZREM', dead, task_id)
+redis.call('ZADD', recent, stamp, task_id)
+count(queue, 'queued', 1)
+write_counts()
+return 'moved'

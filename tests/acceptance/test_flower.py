@@ -1,0 +1,314 @@
+"""The real Flower over a running fleet, by its HTTP interface and in a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+
+from mesh.bus.flower import safe_address
+from mesh.errors import Refused
+from tests.acceptance.conftest import CELERY, START_S, USER_TASKS, Gate, Place, Running, make_place
+from tests.waiting import wait_until
+
+TASKS = f"""{USER_TASKS}
+import pathlib
+
+@task("flaky")
+def flaky(payload):
+    marker = pathlib.Path(payload["marker"])
+    if not marker.exists():
+        marker.touch()
+        raise OSError("the disk was asleep")
+    return "awake"
+"""
+SHOP = """
+from celery import Celery
+from mesh import install
+
+app = install(Celery("shop"))
+"""
+ENOUGH_S = 20
+ITS_OWN = ("--", "--max-tasks=1000")  # options of Flower
+CHROMIUM = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1440,900"
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(kw_only=True)
+class Dashboard:
+    """A Flower that runs."""
+
+    port: int
+    process: Running
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/healthcheck", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def agents(self) -> dict[str, bool]:
+        """Agent -> whether Flower calls it online."""
+        rows = self.get("/workers?json=1")["data"]
+        return {row["hostname"].partition("@")[0]: row["status"] for row in rows}
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        """What Flower knows of a task; {} if nothing."""
+        found: dict[str, Any] = self.get("/api/tasks").get(task_id, {})
+        return found
+
+    def wait_for_task(self, task_id: str, state: str) -> dict[str, Any]:
+        wait_until(lambda: self.task(task_id).get("state") == state, ENOUGH_S, f"Flower to show {state}")
+        return self.task(task_id)
+
+    def queues(self) -> dict[str, dict[str, Any]]:
+        return {row["name"]: row for row in self.get("/api/queues/length")["active_queues"]}
+
+
+@dataclass(kw_only=True)
+class Fleet:
+    """Two agents that serve the same types, and two Flowers: of the mesh's own application, and of a user's."""
+
+    place: Place
+    agents: dict[str, Running]
+    dashboard: Dashboard
+    shop: Dashboard
+    gone: str = ""  # an agent that was killed
+
+
+@pytest.fixture(scope="module")
+def fleet(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("flower")
+    with make_place(redis_url, f"flower-{os.getpid()}", folder) as place:
+        (folder / "tasks.py").write_text(TASKS)
+        (folder / "shop.py").write_text(SHOP)
+        environ = {
+            "FLOWER_UNAUTHENTICATED_API": "true",
+            "MESH_LEASE_MS": "2500",
+            "MESH_LEASE_RENEW_MS": "800",
+        }
+        port, other = free_port(), free_port()
+        dashboard = Dashboard(
+            port=port, process=place.start("flower", "--port", str(port), *ITS_OWN, **environ)
+        )
+        words = (sys.executable, "-m", "celery", "-A", "shop", "flower", f"--port={other}")
+        shop = Dashboard(port=other, process=place.start(command=list(words), **environ))
+        capabilities = ("--capabilities", "gate,flaky", "-I", "tasks", "--concurrency", "1")
+        agents = {
+            name: place.start("deploy", "--agent-id", name, *capabilities, "--pool", "prefork", **environ)
+            for name in ("w1", "w2")
+        }
+        for one in (dashboard, shop):
+            place.wait_for(one.process, one.answers, "Flower to answer")
+        for name, process in agents.items():
+            place.wait_for(process, lambda name=name: place.pid_of(name), f"agent {name} to join")
+        yield Fleet(place=place, agents=agents, dashboard=dashboard, shop=shop)
+
+
+@pytest.fixture(scope="module")
+def gates(fleet: Fleet) -> list[Gate]:
+    return [fleet.place.gate(name) for name in ("first", "second")]
+
+
+def test_it_does_not_start_open_to_everybody(fleet: Fleet) -> None:
+    done = fleet.place.run(
+        "flower", "--address=0.0.0.0", f"--port={free_port()}", command=CELERY, timeout_s=START_S
+    )
+    assert done.returncode == Refused.exit_code
+    assert (
+        "Error: Flower on 0.0.0.0 would let everybody in who reaches it: set FLOWER_BASIC_AUTH" in done.stderr
+    )
+
+
+def test_agents_are_there_within_seconds(fleet: Fleet) -> None:
+    """And tell of their tasks as soon as Flower has asked them to, which it does every five seconds."""
+    wait_until(lambda: fleet.dashboard.agents() == {"w1": True, "w2": True}, ENOUGH_S, "both agents")
+    for agent in fleet.agents.values():
+        wait_until(lambda agent=agent: "Events of group {task} enabled" in agent.output(), ENOUGH_S, "events")
+
+
+def test_a_task_with_its_arguments_states_and_run_time(fleet: Fleet, gates: list[Gate]) -> None:
+    handle = fleet.place.mesh.submit("gate", gates[0].payload)
+    shown = fleet.dashboard.wait_for_task(handle.id, "STARTED")
+    (agent,) = gates[0].starts()
+    assert shown["name"] == "gate" and shown["worker"].startswith(f"{agent}@")
+    assert str(gates[0].fifo) in shown["args"] and shown["runtime"] is None
+    gates[0].open("done")
+    shown = fleet.dashboard.wait_for_task(handle.id, "SUCCESS")
+    assert shown["result"] == "'done'" and shown["runtime"] > 0
+    assert shown["received"] <= shown["started"] <= shown["succeeded"] and shown["retries"] in (0, None)
+
+
+def test_a_task_that_is_retried(fleet: Fleet) -> None:
+    handle = fleet.place.mesh.submit("flaky", {"marker": str(fleet.place.folder / "marker")})
+    assert handle.result(timeout_s=ENOUGH_S) == "awake"
+    shown = fleet.dashboard.wait_for_task(handle.id, "SUCCESS")
+    assert shown["retries"] == 1 and shown["retried"] <= shown["succeeded"]
+    assert "the disk was asleep" in shown["exception"]
+
+
+def test_queues_have_their_true_lengths(fleet: Fleet, gates: list[Gate]) -> None:
+    """Those that nobody serves too, wherever in Redis the tasks wait, in both applications' Flower."""
+    mesh = fleet.place.mesh
+    mesh.submit_many("nobody", [None] * 5, unsatisfiable="accept")
+    mesh.submit_many("nobody", [None] * 2, region="mars", unsatisfiable="accept")
+    mesh.submit_many("gate", [None] * 3, requires=["gpu"], unsatisfiable="accept")
+    mesh.submit("gate", None, countdown_s=3600, unsatisfiable="accept")
+    for dashboard in (fleet.dashboard, fleet.shop):
+        queues = dashboard.queues()
+        lengths = {name: row["messages"] for name, row in queues.items()}
+        assert lengths == {"flaky": 0, "gate": 0, "gate+gpu": 3, "nobody": 7}
+        assert {name: row["consumers"] for name, row in queues.items()} == {
+            "flaky": 2, "gate": 2, "gate+gpu": 0, "nobody": 0,
+        }  # fmt: skip
+
+
+def test_a_killed_agents_task_goes_on(fleet: Fleet, gates: list[Gate]) -> None:
+    handle = fleet.place.mesh.submit("gate", gates[1].payload)
+    gates[1].wait_until_started()
+    (victim,) = gates[1].starts()
+    (other,) = {"w1", "w2"} - {victim}
+    assert fleet.dashboard.queues()["gate"] | {"name": "gate"} == {
+        "name": "gate", "messages": 0, "messages_ready": 0, "messages_unacknowledged": 1, "consumers": 2,
+    }  # fmt: skip
+    fleet.agents[victim].kill()
+    gates[1].wait_until_started(2)
+    gates[1].open("taken over")
+    shown = fleet.dashboard.wait_for_task(handle.id, "SUCCESS")
+    assert shown["worker"].startswith(f"{other}@") and shown["result"] == "'taken over'"
+    fleet.gone = victim
+
+
+# -- as a person sees it
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not program or not driver:
+        pytest.skip(
+            "FLOWER'S PAGES WERE NOT LOOKED AT: install chromium and chromium-driver (Debian's names)"
+        )
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for word in CHROMIUM.split():
+        options.add_argument(word)
+    window = webdriver.Chrome(options=options, service=Service(driver))
+    try:
+        yield window
+    finally:
+        window.quit()
+
+
+def see(browser: webdriver.Chrome, url: str, where: str, picture: Path, *words: str) -> list[str]:
+    """Open a page, wait until what `where` selects shows all the words, take a picture; the selected texts."""
+    browser.get(url)
+
+    def texts() -> list[str]:
+        try:
+            return [one.text for one in browser.find_elements(By.CSS_SELECTOR, where)]
+        except StaleElementReferenceException:  # the page has just drawn itself anew
+            return []
+
+    wait_until(lambda: all(word in "\n".join(texts()) for word in words), ENOUGH_S, f"{words} on {url}")
+    browser.save_screenshot(picture)
+    return texts()
+
+
+def test_what_a_person_sees(fleet: Fleet, gates: list[Gate], browser: webdriver.Chrome) -> None:
+    """Of agents, one of which was killed, of tasks that have ended and of others that wait.
+
+    Agents answer each time that Flower asks for events: so the killed one goes offline within seconds, and the other stays.
+    The pictures stay in the test's folder.
+    """
+    folder, url = fleet.place.folder, fleet.dashboard.url
+    tasks = see(
+        browser, f"{url}/tasks", "#tasks-table tbody tr", folder / "tasks.png", "gate", "flaky", "SUCCESS"
+    )
+    assert len(tasks) == 3 and all("SUCCESS" in row and ("w1@" in row or "w2@" in row) for row in tasks)
+    assert sum(str(gate.fifo) in row for gate in gates for row in tasks) == 2
+
+    wait_until(lambda: fleet.dashboard.queues()["gate"]["consumers"] == 1, ENOUGH_S, "its lease to end")
+    queues = see(
+        browser, f"{url}/broker", "#queue-table tbody tr", folder / "broker.png", "nobody", "gate+gpu"
+    )
+    # name, waiting, held, waiting, agents that take it
+    assert [row.split()[:5] for row in queues] == [
+        ["flaky", "0", "0", "0", "1"],
+        ["gate", "0", "0", "0", "1"],
+        ["gate+gpu", "3", "0", "3", "0"],
+        ["nobody", "7", "0", "7", "0"],
+    ]
+
+    task_id = next(iter(fleet.dashboard.get("/api/tasks")))
+    see(browser, f"{url}/task/{task_id}", "body", folder / "task.png", "taken over", str(gates[1].fifo))
+    name = next(one for one in fleet.dashboard.get("/api/tasks").values())["worker"]
+    see(browser, f"{url}/worker/{name}", "body", folder / "worker.png", name)
+
+    (stays,) = {"w1", "w2"} - {fleet.gone}
+    wait_until(lambda: not fleet.dashboard.agents()[fleet.gone], ENOUGH_S, "the agent to be offline")
+    agents = see(browser, f"{url}/workers", "#workers-table tbody tr", folder / "workers.png", "w1@", "w2@")
+    shown = {row.partition("@")[0]: row.split()[1] for row in agents}
+    assert shown == {fleet.gone: "Offline", stays: "Online"}
+
+
+# -- who may look
+
+
+def test_only_this_host_reaches_it(fleet: Fleet) -> None:
+    """Whoever listens on every address also answers on the other loopback addresses."""
+    for dashboard in (fleet.dashboard, fleet.shop):
+        with closing(socket.socket()) as knock:
+            assert knock.connect_ex(("127.0.0.2", dashboard.port)) != 0
+
+
+@pytest.mark.parametrize(
+    ("given", "protected", "listens"),
+    [
+        ("", False, "127.0.0.1"),
+        ("", True, ""),
+        ("0.0.0.0", True, "0.0.0.0"),
+        ("127.0.0.3", False, "127.0.0.3"),
+        ("::1", False, "::1"),
+        ("localhost", False, "localhost"),
+    ],
+)
+def test_where_it_listens(given: str, protected: bool, listens: str) -> None:
+    assert safe_address(given, protected=protected) == listens
+
+
+@pytest.mark.parametrize("given", ["0.0.0.0", "::", "192.0.2.7", "example.org", "127.0.0.1.example.org"])
+def test_where_it_does_not_listen(given: str) -> None:
+    with pytest.raises(Refused, match="would let everybody in"):
+        safe_address(given, protected=False)

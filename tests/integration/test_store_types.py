@@ -1,0 +1,74 @@
+"""Task types in Redis: told by agents, believed for a while, forgotten after a day."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mesh.services import types
+from mesh.store.store import Store
+from mesh.store.types import KEPT_MS
+from tests.integration.stores import open_store
+
+
+@pytest.fixture
+def store(redis_url: str, namespace: str) -> Store:
+    return open_store(redis_url, namespace)
+
+
+def age(store: Store, name: str, ms: int) -> None:
+    """As if a type had been told so many ms ago."""
+    key = store.keys["types"]
+    seen, _, row = store.client.execute("HGET", key, name).partition(b" ")
+    store.client.execute("HSET", key, name, b"%d %b" % (int(seen) - ms, row))
+
+
+def test_types_are_told_and_found(store: Store) -> None:
+    schema = {"type": "object", "properties": {"é": {"type": "string"}}}
+    assert store.types.advertise({"ocr": {"requires": ["gpu"], "payload_schema": schema}, "b": {}}) == 2
+    assert store.types.get("ocr") == {"requires": ["gpu"], "payload_schema": schema}
+    assert store.types.get("unknown") is None
+    assert list(store.types.all()) == ["b", "ocr"]
+    info = types.find(store, "ocr")
+    assert info is not None and (info.requires, info.payload_schema) == (("gpu",), schema)
+    assert json.dumps(info.to_json()) and "schema_text" not in info.to_json()
+    assert [one.name for one in types.advertised(store)] == ["b", "ocr"]
+
+
+def test_the_last_word_counts(store: Store) -> None:
+    store.types.advertise({"ocr": {"description": "old"}})
+    store.types.advertise({"ocr": {"description": "new"}})
+    assert [one.description for one in types.advertised(store)] == ["new"]
+    assert store.types.advertise({}) == 1
+
+
+def test_what_nobody_has_told_for_a_day_is_forgotten(store: Store) -> None:
+    store.types.advertise({"ocr": {}, "old": {}})
+    age(store, "old", KEPT_MS - 60_000)
+    assert list(store.types.all()) == ["ocr", "old"]
+    age(store, "old", 120_000)
+    assert store.types.get("old") is None and list(store.types.all()) == ["ocr"]
+    assert types.find(store, "old") is None
+    assert store.client.execute("HLEN", store.keys["types"]) == 2
+    assert store.types.advertise({"ocr": {}}) == 1
+
+
+def test_an_answer_is_believed_for_a_while(store: Store) -> None:
+    """Submitting asks for each task: the registry must not be asked each time."""
+    store.types.advertise({"ocr": {}})
+    first = types.find(store, "ocr")
+    store.client.execute("DEL", store.keys["types"])
+    assert types.find(store, "ocr") is first
+    for number in range(10_001):
+        store.types.cache[str(number)] = (0.0, None)
+    assert types.find(store, "other") is None
+    assert len(store.types.cache) == 1, "what is remembered is bounded"
+
+
+def test_near_misses_come_from_types_and_capabilities(store: Store) -> None:
+    store.types.advertise({"data-processing": {}})
+    store.agents.join("a", {"name": "a", "capabilities": "ocr,translate"})
+    assert types.unknown_hint(store, "dataprocessing") == "Did you mean data-processing?"
+    assert types.unknown_hint(store, "translat") == "Did you mean translate?"
+    assert types.unknown_hint(store, "data-processing") == types.unknown_hint(store, "translate") == ""
