@@ -5,9 +5,13 @@ A test fails when a page is behind its table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import click
+
+from mesh.cli.run import EXIT_CODES, group
 from mesh.core.states import CELERY_STATUS, RULES, State
 
 DOCS = Path(__file__).resolve().parent
@@ -33,8 +37,71 @@ def states() -> str:
     return "\n".join(lines)
 
 
+def exit_codes() -> str:
+    """What the exit codes of `mesh` mean."""
+    rows = [_row((str(code), meaning)) for code, meaning in EXIT_CODES.items()]
+    return "\n".join(["| exit code | meaning |", "|---|---|", *rows])
+
+
+def common_options() -> str:
+    """The options that every command of `mesh` takes."""
+    ctx = click.Context(group, info_name="mesh", **group.context_settings)
+    return _options(ctx, [param for param in group.get_params(ctx) if param.name != "version"])
+
+
+def commands() -> str:
+    """Every command of `mesh`: its usage, what it does, and the options of its own."""
+    root = click.Context(group, info_name="mesh", **group.context_settings)
+    shared = {param.name for param in group.get_params(root)}
+    parts = []
+    for ctx in _walk(root):
+        usage = " ".join([ctx.command_path, *ctx.command.collect_usage_pieces(ctx)])
+        parts += [f"### `{ctx.command_path}`", f"```text\n{usage}\n```", _help(ctx.command)]
+        own = [param for param in ctx.command.get_params(ctx) if param.name not in shared]
+        table = _options(ctx, own)
+        parts += [table] if table else []
+    return "\n\n".join(parts)
+
+
+def _walk(ctx: click.Context) -> Iterator[click.Context]:
+    assert isinstance(ctx.command, click.Group)
+    for name in ctx.command.list_commands(ctx):
+        command = ctx.command.get_command(ctx, name)
+        assert command is not None
+        inner = click.Context(command, info_name=name, parent=ctx)
+        if isinstance(command, click.Group):
+            yield from _walk(inner)
+        else:
+            yield inner
+
+
+def _help(command: click.Command) -> str:
+    """The paragraphs of a help text; one that is laid out by hand stays so."""
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    laid_out = [
+        f"```text\n{part.removeprefix(chr(8)).strip(chr(10))}\n```" if part.startswith("\b") else part
+        for part in paragraphs
+    ]
+    return "\n\n".join(laid_out)
+
+
+def _options(ctx: click.Context, params: Iterable[click.Parameter]) -> str:
+    records = [param.get_help_record(ctx) for param in params]
+    rows = [
+        _row((f"`{names}`".replace("|", "\\|"), " ".join(text.replace("|", "\\|").split())))
+        for names, text in filter(None, records)
+        if text
+    ]
+    return "\n".join(["| option | meaning |", "|---|---|", *rows]) if rows else ""
+
+
 #: (page, marker): what stands between `<!-- marker -->` and `<!-- end of marker -->`.
-SECTIONS: dict[tuple[str, str], Callable[[], str]] = {("how-it-works.md", "states"): states}
+SECTIONS: dict[tuple[str, str], Callable[[], str]] = {
+    ("how-it-works.md", "states"): states,
+    ("reference/cli.md", "exit codes"): exit_codes,
+    ("reference/cli.md", "common options"): common_options,
+    ("reference/cli.md", "commands"): commands,
+}
 
 
 def filled(page: str, text: str) -> str:

@@ -21,9 +21,7 @@ class Current:
     def __init__(self, task: Any) -> None:
         request = task.request
         attempt = getattr(request, ATTEMPT_HEADER, None) or {}
-        self._backend = task.backend
-        self._limits = getattr(request, "timelimit", None) or (None, None), task.soft_time_limit
-        self._since, self._parent = time.monotonic(), os.getppid()
+        self._task, self._since = task, time.monotonic()
         self.task_id: str = request.id or ""
         self.fence: str = attempt.get("fence", "")
         self.run: int = int(attempt.get("run", 1))
@@ -32,14 +30,14 @@ class Current:
     def progress(self, fraction: float, note: str = "") -> None:
         """Tell how far the task is (0 to 1), for people who wait; while Redis is away, nobody is told."""
         meta = {"fraction": max(0.0, min(1.0, float(fraction))), "note": note}
-        document = self._backend._document(self.task_id, meta, "PROGRESS", None, None)
+        document = self._task.backend._document(self.task_id, meta, "PROGRESS", None, None)
         with contextlib.suppress(StoreUnavailable):
-            self._backend.store.tasks.annotate(self.task_id, self.fence, document)
+            self._task.backend.store.tasks.annotate(self.task_id, self.fence, document)
 
     @property
     def cancelled(self) -> bool:
         """Whether this attempt's outcome will be refused: cancelled, or taken from this agent."""
-        record = self._backend.store.tasks.record(self.task_id)
+        record = self._task.backend.store.tasks.record(self.task_id)
         return record is None or record.state not in LIVE or record.fence != self.fence
 
     @property
@@ -53,18 +51,27 @@ class Current:
         if not self.fence:
             return False
         if holdings is None:
-            return os.getppid() != self._parent
+            return os.getppid() != _parent
         holding = holdings.by_tag.get(f"{self.task_id} {self.fence}")
         return holding is None or holding.dropped
 
     @property
     def remaining_s(self) -> float | None:
         """What is left of this attempt's soft time limit, in seconds; None without one. Only prefork enforces it by itself."""
-        (_, asked), own = self._limits
-        limit = asked or own
+        _, asked = getattr(self._task.request, "timelimit", None) or (None, None)
+        limit = asked or self._task.soft_time_limit
         return None if limit is None else limit - (time.monotonic() - self._since)
 
 
+_parent = os.getppid()  # of a pool process: its agent
+
+
+def _forked() -> None:
+    global _parent
+    _parent = os.getppid()
+
+
+os.register_at_fork(after_in_child=_forked)
 _current: ContextVar[Current | None] = ContextVar("mesh_current", default=None)
 
 

@@ -7,10 +7,10 @@ template says, and of the usual body only the arguments; the agent builds the fu
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import msgspec
-from celery.app.task import Context
 from kombu.transport import base, virtual
 from kombu.utils.json import dumps as json_dumps
 from kombu.utils.json import loads as json_loads
@@ -54,8 +54,6 @@ _OWN_PROPERTIES = frozenset(
         "region",
     }
 )
-#: What Celery does not take for a header of the caller's own.
-_KNOWN = frozenset({*Context.__dict__, *_HEADERS, "id", "task", "root_id", "compression"})
 _encode = msgspec.msgpack.Encoder().encode
 _from_json = msgspec.json.Decoder().decode
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
@@ -151,6 +149,14 @@ class Delivery:
         self.redelivered = redelivered
 
 
+@functools.cache
+def _known() -> frozenset[str]:
+    """What Celery does not take for a header of the caller's own."""
+    from celery.app.task import Context  # half of what a client's start would cost: only agents need it
+
+    return frozenset({*Context.__dict__, *_HEADERS, "id", "task", "root_id", "compression"})
+
+
 class Message(virtual.Message):  # type: ignore[misc]
     """A message as the worker sees it: from a `Delivery`, or from Kombu's own payload (events, replies)."""
 
@@ -181,7 +187,7 @@ class Message(virtual.Message):  # type: ignore[misc]
             body, content_type = b"[%b%b" % (body, _REST), None
         if changed:
             headers.update(changed)
-            own = {name: value for name, value in changed.items() if name not in _KNOWN}
+            own = {name: value for name, value in changed.items() if name not in _known()}
         headers["headers"] = own  # or Celery looks for them itself, in each task anew
         headers[ATTEMPT_HEADER] = {"fence": holding.fence, "run": holding.run}
         delivery_info = {"exchange": "", "routing_key": holding.queue, "redelivered": payload.redelivered}

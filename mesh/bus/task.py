@@ -81,11 +81,15 @@ def task(
                         raise
                     raise again from error
 
+        def route(cls: Any, app: Any) -> None:
+            """Celery deprecates a `queue` in a task's definition, and warns of it; its value is honoured all the same."""
+            cls.queue = requirement
+
         soft_s = timeout_s if timeout_s is not None else Settings.load().task_timeout_ms / 1000
         return shared_task(
             name=name,
             bind=True,
-            queue=requirement,
+            on_bound=classmethod(route),
             ignore_result=ignore_result,
             soft_time_limit=soft_s,
             time_limit=soft_s + _HARD_AFTER_S,

@@ -13,7 +13,7 @@ from mesh.cli.options import common, load_settings
 @click.command("coordinator", cls=Command)
 @click.option("--id", "coordinator_id", metavar="NAME", help="Unique among coordinators [COORDINATOR_ID].")
 @click.option("--host", default="0.0.0.0", show_default=True, help="The address it listens on.")
-@click.option("--port", type=click.IntRange(1, 65535),
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N",
               help="Its port [MESH_COORDINATOR_PORT]; 3000, or a free one if that is taken.")  # fmt: skip
 @common
 def command(coordinator_id: str | None, host: str, port: int | None) -> None:

@@ -53,7 +53,14 @@ def _filters(function: Any) -> Any:
 @click.option(
     "--since", type=Since(), metavar="TIME", help="Put aside since then: 30m, 2h, 1d ago, or ISO 8601."
 )
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most so many.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    default=50,
+    show_default=True,
+    help="At most so many.",
+)
 @watch
 @output
 @remote

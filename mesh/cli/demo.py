@@ -15,7 +15,12 @@ from mesh.cli.show import to_json
 @click.option("--folder", type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
               help="Process the files below it; by default the sources of Python's standard library.")  # fmt: skip
 @click.option(
-    "--parts", type=click.IntRange(3, 5000), default=48, show_default=True, help="How many tasks to make."
+    "--parts",
+    type=click.IntRange(3, 5000),
+    metavar="N",
+    default=48,
+    show_default=True,
+    help="How many tasks to make.",
 )
 @click.option("--flower/--no-flower", default=True, help="With the dashboard, or without.")
 @click.option("-o", "--output", type=click.Choice(("table", "json")), default="table", show_default=True,

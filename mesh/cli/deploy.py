@@ -54,11 +54,13 @@ def check_modules(include: Sequence[str]) -> None:
 @click.option("--agent-name", metavar="TEXT", help="What people read in lists [AGENT_NAME].")
 @click.option("--agent-type", metavar="NAME", help="Its type, for policies [AGENT_TYPE].")
 @click.option("--capabilities", metavar="A,B", help="What it can do [AGENT_CAPABILITIES].")
-@click.option("--port", type=click.IntRange(1, 65535), help="Port of its /health [AGENT_PORT].")
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Port of its /health [AGENT_PORT].")
 @click.option("--region", metavar="NAME", help="Its region [AGENT_REGION].")
 @click.option("--labels", metavar="A=B,C=D", help="Marks to select it by [AGENT_LABELS].")
 @click.option("--pool", type=click.Choice(POOLS), help="How it runs tasks; Celery's prefork if not given.")
-@click.option("--concurrency", type=click.IntRange(min=1), help="How many tasks it runs at once.")
+@click.option(
+    "--concurrency", type=click.IntRange(min=1), metavar="N", help="How many tasks it runs at once."
+)
 @click.option("--log-level", metavar="LEVEL", help="Least severe line that is logged [LOG_LEVEL].")
 @click.option(
     "-I", "--include", multiple=True, metavar="MODULE", help="A module with task types; may be repeated."

@@ -69,7 +69,7 @@ def _decode(data: bytes, where: str) -> Any:
 @click.option("--task-id", metavar="ID", help="Makes it idempotent: the same id is the same task.")
 @click.option("--requires", metavar="A,B", help="Capabilities that it needs beside its type's.",
               shell_complete=complete.capabilities)
-@click.option("--priority", type=click.IntRange(0, 9), default=4, show_default=True, help="9 is first.")
+@click.option("--priority", type=click.IntRange(0, 9), metavar="N", default=4, show_default=True, help="9 is first.")
 @click.option("--countdown", type=click.FloatRange(min=0), metavar="S", help="Start it no sooner than in S seconds.")
 @click.option("--expires", type=click.FloatRange(min=0), metavar="S", help="Drop it unless started within S seconds.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S",

@@ -79,7 +79,12 @@ def group() -> None:
     "--since", type=Since(), metavar="TIME", help="Submitted since then: 30m, 2h, 1d ago, or ISO 8601."
 )
 @click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many."
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    default=50,
+    show_default=True,
+    help="At most so many.",
 )
 @watch
 @output

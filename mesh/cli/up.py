@@ -15,9 +15,16 @@ from mesh.cli.show import say
 
 
 @click.command("up", cls=Command)
-@click.option("--agents", type=click.IntRange(1, 50), default=3, show_default=True, help="How many agents.")
 @click.option(
-    "--concurrency", type=click.IntRange(1, 100), default=2, show_default=True, help="Tasks at once, each."
+    "--agents", type=click.IntRange(1, 50), metavar="N", default=3, show_default=True, help="How many agents."
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 100),
+    metavar="N",
+    default=2,
+    show_default=True,
+    help="Tasks at once, each.",
 )
 @click.option(
     "-I", "--include", multiple=True, metavar="MODULE", help="A module with task types; may be repeated."

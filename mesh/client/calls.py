@@ -59,7 +59,7 @@ UNANSWERED = (
 class Endpoint:
     """One address of one URL."""
 
-    url: str  # as it was given, for people
+    url: str  # as it was given (without a password), for people
     base: str  # the same with the address in place of the name
     host: str  # what the URL says: for the Host header
     name: str  # ... and for TLS
@@ -107,13 +107,19 @@ class Endpoints:
         for address in self._resolve(name, port) or [name]:  # trying an unknown name says why
             literal = f"[{address}]" if ":" in address else address
             base = f"{parts.scheme}://{literal}:{port}{parts.path}"
-            yield Endpoint(url, base, parts.netloc.rpartition("@")[2], name)
+            yield Endpoint(_without_password(url), base, parts.netloc.rpartition("@")[2], name)
 
     def nobody(self) -> CoordinatorUnavailable:
         """The error when none answers."""
         said = self._said
-        tried = ", ".join(f"{url} ({said[url]})" if url in said else url for url in self._urls)
+        urls = [_without_password(url) for url in self._urls]
+        tried = ", ".join(f"{url} ({said[url]})" if url in said else url for url in urls)
         return CoordinatorUnavailable(f"No coordinator answers at {tried}.")
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 def resolved(name: str, port: int) -> list[str]:
@@ -209,6 +215,8 @@ def named(error: Exception) -> str:
         return "no connection in time" if isinstance(error, httpx2.ConnectTimeout) else "no answer in time"
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            return str(getattr(cause, "verify_message", "") or cause.reason or cause).rstrip(".").lower()
         if isinstance(cause, OSError) and cause.errno:
             return (os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)).lower()
         cause = cause.__cause__ or cause.__context__
@@ -275,8 +283,8 @@ class Caller:
                 try:
                     response = self._send(endpoint, method, path, body)
                     answer = answer_of(response)
-                except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-                    why = named(error)
+                except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+                    why = named(error)  # nothing was sent
                     break
                 except httpx2.TransportError as error:
                     why = named(error)
@@ -286,12 +294,14 @@ class Caller:
                         break
                 except UNANSWERED as error:
                     why, refusal = str(error), error
+                    if not repeat:
+                        raise _Unanswered(error, again=False) from error
                     break
                 else:
                     self.endpoints.prefer(endpoint)
                     return answer
             self.endpoints.failed(endpoint, why)
-        raise _Unanswered(refusal or self.endpoints.nobody(), again=repeat or refusal is None)
+        raise _Unanswered(refusal or self.endpoints.nobody())
 
     def _send(self, endpoint: Endpoint, method: str, path: str, body: bytes | None) -> httpx2.Response:
         headers = {"host": endpoint.host}

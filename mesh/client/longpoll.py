@@ -119,7 +119,7 @@ class LongPoll:
                 self._told(one["id"], one)
             self._failures, self._away_since = 0, None
         except (httpx2.TransportError, *UNANSWERED) as error:
-            pause_s = self._failed(task_ids, error)
+            pause_s = self._failed(error)
         except Exception as error:  # refused, or no coordinator at all: it will be again
             told = error if isinstance(error, MeshError) else MeshError(f"Waiting failed: {error!r}.")
             for task_id in task_ids:
@@ -147,13 +147,14 @@ class LongPoll:
         ended: list[dict[str, Any]] = answer["ended"]
         return ended
 
-    def _failed(self, task_ids: Sequence[str], error: Exception) -> float:
+    def _failed(self, error: Exception) -> float:
         """Seconds until the next try: the next endpoint at once, all of them again after a pause."""
         now = time.monotonic()
         self._away_since = self._away_since or now
         if now - self._away_since > self._patience_s:
             said = error if isinstance(error, MeshError) else self._caller.endpoints.nobody()
-            for task_id in task_ids:
+            self._away_since = None
+            for task_id in self._waiting.ids():
                 self._told(task_id, said)
         self._failures += 1
         rounds, place = divmod(self._failures, max(1, len(self._caller.endpoints.order())))

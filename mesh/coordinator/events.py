@@ -90,6 +90,8 @@ class _Feed:
                     chunk = await run_in_threadpool(self._round, rounds % _COUNTS_EVERY == 0)
                 except MeshError as error:
                     logger.debug("events wait: %s", error)
+                except Exception:
+                    logger.exception("events")
                 for stream in self.streams:
                     if chunk:
                         stream.put(chunk)

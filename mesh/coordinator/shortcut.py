@@ -1,7 +1,8 @@
 """The shortcut of the busiest route: a single submission goes to its handler past the framework's routing and dependencies.
 
-These cost three times what the submission itself costs (see `benchmarks/http_submit.py`). The handler, the caller's identity and
-the answers to errors are the route's own; everything else, and the documentation of this route, stays with the framework.
+These cost 0.3 ms of CPU a request, more than all the rest together (0.2 ms; see `benchmarks/http_submit.py`). The handler, the
+caller's identity and the answers to errors are the route's own; everything else, and the documentation of this route, stays with
+the framework.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import threading
 import time
@@ -24,7 +25,8 @@ from mesh.services import views
 from mesh.store.client import NETWORK_ERRORS, Client, pack
 from mesh.store.store import Store
 
-__all__ = ["Ends", "Waiting"]
+__all__ = ["Ends", "Waiting", "look"]
+logger = logging.getLogger(__name__)
 
 Tell = Callable[[str, bytes | None], None]
 """Called in the listening thread: (channel, what was published), or (channel, None) once it is subscribed to."""
@@ -137,7 +139,11 @@ class Ends:
                 if now - self._swept > 1:
                     self._swept = now
                     self._keep_up(now)
-            except NETWORK_ERRORS:
+            except Exception as error:
+                if not isinstance(
+                    error, NETWORK_ERRORS
+                ):  # a connection that was dropped meanwhile says many things
+                    logger.debug("the connection for waiting: %r", error)
                 with self._lock:
                     self._drop()
                 time.sleep(_PAUSE_S)

@@ -168,32 +168,38 @@ def queues(store: Store) -> list[dict[str, Any]]:
 
 
 def _oldest_ages(store: Store) -> dict[str, int]:
-    """Queue -> ms for which its oldest task has waited. Within a place and a priority the first is the oldest."""
-    places = [name.decode() for name in store.client.execute("SMEMBERS", store.keys["ready"])]
-    heads = [
-        (
-            "ZRANGE",
-            store.keys.of("queue", place),
-            band * _BAND,
-            f"({(band + 1) * _BAND}",
-            "BYSCORE",
-            "LIMIT",
-            0,
-            1,
-        )
-        for place in places
-        for band in range(_BANDS)
-    ]
-    found = [ids[0].decode() for ids in store.client.pipeline(*heads) if ids] if heads else []
-    if not found:
-        return {}
+    """Queue -> ms for which its oldest task has waited."""
+    oldest = _oldest_of_each(store)
     now_ms = store.agents.now_ms()
     ages: dict[str, int] = {}
-    for record in store.tasks.records(found):
+    for record in store.tasks.records(oldest) if oldest else ():
         if record is not None:
             since = record.queued or record.created or now_ms
             ages[record.queue] = max(ages.get(record.queue, 0), now_ms - since)
     return ages
+
+
+def _oldest_of_each(store: Store) -> list[str]:
+    """Ids that were first in each place and priority: within these, order is arrival."""
+    keys = [
+        store.keys.of("queue", place.decode())
+        for place in store.client.execute("SMEMBERS", store.keys["ready"])
+    ]
+    ends = [("ZRANGE", key, at, at, "WITHSCORES") for key in keys for at in (0, -1)]
+    found = store.client.pipeline(*ends) if ends else []
+    ids: list[str] = []
+    mixed: list[str] = []
+    for key, first, last in zip(keys, found[::2], found[1::2], strict=True):
+        if first and last and float(first[1]) // _BAND != float(last[1]) // _BAND:
+            mixed.append(key)
+        elif first:
+            ids.append(first[0].decode())
+    heads = [
+        ("ZRANGE", key, band * _BAND, f"({(band + 1) * _BAND}", "BYSCORE", "LIMIT", 0, 1)
+        for key in mixed
+        for band in range(_BANDS)
+    ]
+    return ids + [one[0].decode() for one in (store.client.pipeline(*heads) if heads else []) if one]
 
 
 def capabilities(store: Store) -> list[dict[str, Any]]:

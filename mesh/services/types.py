@@ -24,7 +24,7 @@ _BELIEVED_S = 5.0  # how long an answer of the registry is taken for true
 _UNKNOWN_S = 1.0  # ... and that it does not know a type
 _CACHED = 10_000
 _MASK = "\0"  # stands for the value in the validator's messages; we show it shortened
-_SHOWN = 100
+_SHOWN, _OPTIONS = 100, 20  # characters of a value, and choices, that a sentence has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +176,14 @@ def _why(error: Any) -> str:
     kind = error.kind
     if kind.name == "required":
         return f"{kind.property} is missing"
+    if kind.name == "propertyNames":
+        return f"unknown key {_shown(kind.error.instance)}"
+    if kind.name == "enum":
+        options = ", ".join(_shown(one) for one in kind.options[:_OPTIONS])
+        return f"{_shown(error.instance)} is not one of {options}{' ...' if len(kind.options) > _OPTIONS else ''}"
     if kind.name == "additionalProperties":
-        return f"unknown key {', '.join(kind.unexpected)}"
+        first, *others = kind.unexpected
+        return f"unknown key {_shown(first)}{f' and {len(others)} more' if others else ''}"
     if kind.name == "type":
         return f"{_shown(error.instance)} is not {_any_of(kind.types)}"
     text: str = error.message

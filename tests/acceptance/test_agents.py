@@ -55,11 +55,10 @@ def test_an_agent_works_is_listed_and_leaves(place: Place) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["rows"] == [[42]]
 
-    failed = place.call(
-        "execute", "--task-type", "data-processing", "--payload", '{"operation": "dance"}', "--wait"
-    )
+    query["tables"] = {"numbers": {"file": "letters.csv"}}
+    failed = place.call("execute", "--task-type", "data-processing", "--payload", json.dumps(query), "--wait")
     assert (failed.returncode, failed.stdout) == (1, "")
-    assert "Invalid: operation 'dance' is unknown" in failed.stderr
+    assert "Invalid: file 'letters.csv' does not exist" in failed.stderr
 
     agent.terminate()
     assert agent.wait() == 0

@@ -456,3 +456,16 @@ def test_the_document_says_what_there_is(api: Api) -> None:
         assert api.post("tasks:explain", example["value"]).status_code == 200
     used = set(json.dumps(document).split('"#/components/schemas/')[1:])
     assert {text.partition('"')[0] for text in used} <= set(document["components"]["schemas"])
+
+
+def test_the_oldest_of_a_queue_may_have_a_low_priority(api: Api) -> None:
+    def row() -> dict[str, Any]:
+        (found,) = [one for one in api.get("queues").json()["queues"] if one["queue"] == "nobody"]
+        return dict(found)
+
+    first = api.submit("nobody", priority=2, unsatisfiable="accept")
+    wait_until(lambda: row()["oldest_age_ms"] >= 300, 5, "it to become old")
+    for priority in (9, 4):
+        api.submit("nobody", priority=priority, unsatisfiable="accept")
+    assert row()["oldest_age_ms"] >= 300 and row()["depth"] == 3 and row()["capabilities"] == ["nobody"]
+    assert api.get(f"tasks/{first}/why").json()["position"] == 2

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import resource
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
-from mesh.cli.run import EXIT_CODES
+from mesh.cli.run import COMMANDS, EXIT_CODES
 from mesh.errors import MeshError
 from mesh.settings import TABLE
-from tests.acceptance.conftest import Place
+from tests.acceptance.conftest import MESH, Place
 
 EXECUTE = ("execute", "--task-type", "data-processing")
 MEGABYTE = 1_000_000
@@ -339,6 +342,18 @@ def test_a_coordinator_that_is_not_there(place: Place, closed_port: int) -> None
     assert url in one_sentence(done)
 
 
+def test_the_reference_is_current() -> None:
+    """Else run `python docs/generate.py`."""
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    spec = importlib.util.spec_from_file_location("docs_generate", docs / "generate.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = (docs / "reference" / "cli.md").read_text(encoding="utf-8")
+    assert module.filled("reference/cli.md", text) == text
+    assert all(f"`mesh {name}" in text for name in COMMANDS)
+
+
 def test_every_exit_code_is_documented() -> None:
     def leaves(kind: type[MeshError]) -> set[int]:
         return {kind.exit_code}.union(*map(leaves, kind.__subclasses__()))
@@ -378,3 +393,24 @@ def test_help_costs_nothing() -> None:
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout
+
+
+def cpu_s(*command: str) -> float:
+    """The least CPU time of five runs."""
+
+    def children() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    times = []
+    for _ in range(5):
+        before = children()
+        subprocess.run(command, capture_output=True, check=True)
+        times.append(children() - before)
+    return min(times)
+
+
+def test_help_is_hardly_slower_than_click() -> None:
+    """200 ms on a normal machine; said in a unit that holds on a slow and busy one too."""
+    click = cpu_s(sys.executable, "-c", "import click")
+    assert cpu_s(*MESH, "--help") < 2 * click

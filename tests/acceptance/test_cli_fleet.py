@@ -14,6 +14,7 @@ import pytest
 
 from mesh.store.embedded import start_server
 from tests.acceptance.conftest import Place, Running, make_place
+from tests.acceptance.terminal import on_terminal
 from tests.waiting import wait_until
 
 WORK = """
@@ -113,6 +114,16 @@ def test_waiting_prints_the_result(fleet: Place) -> None:
     assert (answer(done), done.stderr) == ({"path": "a.png", "dpi": 300}, "")
     whole = answer(execute(fleet, "scan", {"path": "a.png"}, "--wait", "-o", "jsonl"))
     assert set(whole) == {"id", "state", "result"} and whole["state"] == "succeeded"
+
+
+def test_long_work_shows_its_progress(fleet: Place) -> None:
+    gate = fleet.gate("progress")
+    words = ("execute", "--task-type", "half", "--payload", json.dumps({"fifo": str(gate.fifo)}))
+    shown = on_terminal(fleet, *words, "--wait", columns=120)
+    wait_until(lambda: "running, on w1, 50% half \\x1b[31mway" in shown.text(), 60, "the progress")
+    gate.open("done")
+    assert shown.end() == 0
+    assert "━" in shown.text() and shown.text().endswith('"done"\n')
 
 
 def test_a_payload_that_does_not_fit_is_refused(fleet: Place) -> None:

@@ -27,7 +27,7 @@ from celery.exceptions import CDeprecationWarning, TaskRevokedError
 from celery.result import AsyncResult
 
 from mesh.bus.install import install
-from mesh.client import Handle, Mesh
+from mesh.client import Mesh
 from mesh.core.states import CELERY_STATUS, State
 from mesh.errors import (
     Cancelled,
@@ -117,11 +117,11 @@ class Gate:
         self._fifo.write_text(word)
 
 
-def start_coordinator(place: Place, name: str) -> tuple[Running, str]:
-    process = place.start("coordinator", "--id", name, "--host", "127.0.0.1")
+def wait_for_coordinator(place: Place, name: str, process: Running) -> str:
+    """Its URL."""
     registry = Coordinators(place.mesh.store.client, place.mesh.store.keys)
     place.wait_for(process, lambda: registry.get(name), f"coordinator {name}")
-    return process, f"http://127.0.0.1:{(registry.get(name) or {})['port']}"
+    return f"http://127.0.0.1:{(registry.get(name) or {})['port']}"
 
 
 def wait_for_agent(place: Place, process: Running) -> None:
@@ -137,15 +137,13 @@ def fleet(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     (folder / "suite_tasks.py").write_text(TASKS)
     with make_place(redis_url, f"client-{uuid.uuid4().hex[:12]}", folder) as place:
         agent = place.start("deploy", "--agent-id", "w1", "-I", "suite_tasks", "--concurrency", "3")
-        made = {name: start_coordinator(place, name) for name in ("c1", "c2")}
+        coordinators = {
+            name: place.start("coordinator", "--id", name, "--host", "127.0.0.1") for name in ("c1", "c2")
+        }
+        urls = {name: wait_for_coordinator(place, name, process) for name, process in coordinators.items()}
         wait_for_agent(place, agent)
         app = make_app(place.mesh.settings, folder)
-        yield Fleet(
-            place=place,
-            coordinators={name: process for name, (process, _) in made.items()},
-            urls={name: url for name, (_, url) in made.items()},
-            app=app,
-        )
+        yield Fleet(place=place, coordinators=coordinators, urls=urls, app=app)
         app.close()
         gc.collect()  # what Celery leaves open is closed here, while Redis is still there
 

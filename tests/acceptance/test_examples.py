@@ -44,7 +44,7 @@ def follow(place: Place, example: str) -> list[str]:
             continue
         for agent_id, process in agents.items():
             place.wait_for(process, lambda name=agent_id: place.pid_of(name), f"agent {agent_id}")  # type: ignore[misc]
-        done = place.run(*words, command=[])
+        done = place.call(*words[1:]) if words[0] == "mesh" else place.run(*words, command=[])
         assert done.returncode == 0, f"{line}: {done.stderr}"
         printed.append(done.stdout)
     return printed

@@ -138,6 +138,16 @@ def test_importing_mesh_does_no_work() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_what_mesh_exports_is_there_and_nothing_more_than_needed_is_loaded() -> None:
+    code = (
+        "import mesh, sys; names = [name for name in mesh.__all__ if getattr(mesh, name, None) is None];"
+        "mesh.Mesh(redis_url='redis://nowhere').close();"
+        "print(names, [name for name in ('httpx2', 'fastapi') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] []"
+
+
 def test_the_lock_has_what_the_project_asks_for_and_no_addresses() -> None:
     """`make lock` after a change of the dependencies."""
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
