@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +20,10 @@ from mesh.settings import Settings
 from mesh.store.store import Store
 
 __all__ = ["Direct"]
-_OFFERED_FOR_S = 5.0  # how long an answer to "can anybody do this?" is believed
+_OFFERED_FOR_S = 5.0  # how long "somebody can take it" is believed
+_MISSED_FOR_S = 1.0  # ... and "nobody can"
 _OFFERS = 10_000
+_WAITS = re.compile(r": the task waits until one [a-z ]+(?=\.)")
 
 
 class Direct:
@@ -33,7 +36,7 @@ class Direct:
         self.store = Store(settings)
         self._listener: Listener | None = None
         self._lock = threading.Lock()
-        self._met: dict[str, float] = {}
+        self._offers: dict[str, tuple[float, str | None]] = {}  # requirement -> until when, why nobody can
 
     # -- submitting
 
@@ -52,28 +55,24 @@ class Direct:
         return tasks.submit_many(self.store, task_type, payloads, options), sentence
 
     def _unmet(self, task_type: str, options: Options, unsatisfiable: str) -> str | None:
-        """Why nobody could take it, said once in a while; an agent that has just been seen is believed to be there."""
+        """Why no agent can take it now; None if one can, or the caller does not mind."""
         if unsatisfiable == "accept":
             return None
         if unsatisfiable not in ("warn", "reject"):
             raise Invalid(f"unsatisfiable={unsatisfiable!r} is not one of warn, accept, reject.")
         requirement = tasks.requirement(self.store, task_type, options.requires)
         now = time.monotonic()
-        if self._met.get(requirement, 0.0) > now:
-            return None
-        sentence = agents.unmet(self.store, requirement)
+        until, sentence = self._offers.get(requirement, (0.0, None))
+        if until <= now:
+            sentence = agents.unmet(self.store, requirement)
+            if sentence is not None:
+                sentence = f"{sentence} {types.unknown_hint(self.store, task_type)}".rstrip()
+            if len(self._offers) >= _OFFERS:
+                self._offers.clear()
+            self._offers[requirement] = (now + (_MISSED_FOR_S if sentence else _OFFERED_FOR_S), sentence)
         if sentence is not None and unsatisfiable == "reject":
-            raise Unsatisfiable(
-                self._hinted(task_type, sentence.partition(": the task waits until")[0] + ".")
-            )
-        if len(self._met) > _OFFERS:
-            self._met.clear()
-        self._met[requirement] = now + _OFFERED_FOR_S
-        return None if sentence is None else self._hinted(task_type, sentence)
-
-    def _hinted(self, task_type: str, sentence: str) -> str:
-        """With a question, where the type's name looks like a slip of the pen."""
-        return f"{sentence} {types.unknown_hint(self.store, task_type)}".rstrip()
+            raise Unsatisfiable(_WAITS.sub("", sentence))
+        return sentence
 
     # -- waiting
 

@@ -68,53 +68,51 @@ def refuse_unmet(sentence: str | None, unsatisfiable: str) -> None:
         raise Unsatisfiable(re.sub(": the task waits until [^.]*", "", sentence))
 
 
-def _check(store: Store, body: models.Submission) -> tuple[Item, str, str | None]:
-    """(item, queue, warning). Raises `Invalid`, `Unsatisfiable`."""
-    options = options_of(body)
-    queue = task_services.requirement(store, body.type, options.requires)
-    warning = None
-    if body.unsatisfiable != "accept":
-        warning = warning_for(store, body.type, queue)
-        refuse_unmet(warning, body.unsatisfiable)
-    return (
-        Item(task_type=body.type, payload=body.payload, options=options, task_id=body.task_id),
-        queue,
-        warning,
-    )
-
-
 def accept(store: Store, bodies: Sequence[models.Submission | MeshError]) -> list[dict[str, Any] | MeshError]:
     """Publish; for each its answer or its error (what is an error already stays it). Raises `StoreUnavailable`."""
     answers: list[Any] = list(bodies)
-    checked: list[tuple[int, Item, str, str | None]] = []
+    items: list[tuple[int, Item, str | None]] = []
+    warnings: dict[tuple[str, tuple[str, ...]], str | None] = {}
     for index, body in enumerate(bodies):
-        if isinstance(body, models.Submission):
-            try:
-                checked.append((index, *_check(store, body)))
-            except StoreUnavailable:
-                raise
-            except MeshError as error:
-                answers[index] = error
-    again: list[int] = []
-    published = task_services.submit_items(store, [item for _, item, _, _ in checked])
-    for (index, item, queue, warning), answer in zip(checked, published, strict=True):
+        if not isinstance(body, models.Submission):
+            continue
+        try:
+            options, warning = options_of(body), None
+            if body.unsatisfiable != "accept":
+                kind = (body.type, options.requires)
+                if kind not in warnings:
+                    queue = task_services.requirement(store, *kind)
+                    warnings[kind] = warning_for(store, body.type, queue)
+                warning = warnings[kind]
+                refuse_unmet(warning, body.unsatisfiable)
+            item = Item(task_type=body.type, payload=body.payload, options=options, task_id=body.task_id)
+            items.append((index, item, warning))
+        except StoreUnavailable:
+            raise
+        except MeshError as error:
+            answers[index] = error
+    known: list[int] = []
+    published = task_services.submit_items(store, [item for _, item, _ in items])
+    for (index, item, warning), answer in zip(items, published, strict=True):
         if isinstance(answer, MeshError):
             answers[index] = answer
             continue
         state = State.SCHEDULED if item.options.countdown_s else State.QUEUED
-        answers[index] = {"id": answer, "state": state, "queue": queue}
+        answers[index] = {"id": answer.id, "state": state, "queue": answer.queue}
         if warning is not None:
             answers[index]["warning"] = warning
-        if item.task_id is not None:
-            again.append(index)
-    if again:  # submitted before, perhaps, and further by now
-        states = store.client.pipeline(
-            *[("HGET", store.keys.of("task", answers[one]["id"]), "state") for one in again]
-        )
-        for index, state in zip(again, states, strict=True):
-            if state is not None:
-                answers[index]["state"] = state.decode()
+        if not answer.new:
+            known.append(index)
+    _tell_states(store, [answers[index] for index in known])
     return answers
+
+
+def _tell_states(store: Store, answers: Sequence[dict[str, Any]]) -> None:
+    """Those that were there before may be further by now."""
+    reads = [("HGET", store.keys.of("task", answer["id"]), "state") for answer in answers]
+    for answer, state in zip(answers, store.client.pipeline(*reads) if reads else [], strict=True):
+        if state is not None:
+            answer["state"] = state.decode()
 
 
 class Submitter:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -242,29 +242,41 @@ def submit_many(
     return ids
 
 
-def submit_items(store: Store, items: Sequence[Item]) -> list[str | MeshError]:
-    """Publish a mixed batch, some hundreds in a step; an id or an error for each item: one item's is its own."""
+class Published(NamedTuple):
+    """One task that was published; `new` False: it was there before."""
+
+    id: str
+    queue: str
+    new: bool
+
+
+def submit_items(store: Store, items: Sequence[Item]) -> list[Published | MeshError]:
+    """Publish a mixed batch, some hundreds in a step; an answer or an error for each item: one item's is its own."""
     limit = store.settings.max_payload_bytes
-    answers: list[str | MeshError] = []
-    made: list[tuple[int, _Shape, Publication]] = []
+    answers: list[Any] = [None] * len(items)
+    made: list[tuple[int, str, _Shape, Publication]] = []
+    plain: dict[str, _Shape] = {}  # of items without options
     for index, item in enumerate(items):
         try:
             if item.task_id is not None:
                 check_task_id(item.task_id)
-            shape = _shape(store, item.task_type, item.options)
+            shape = plain.get(item.task_type) if item.options is DEFAULTS else None
+            if shape is None:
+                shape = _shape(store, item.task_type, item.options)
+                if item.options is DEFAULTS:
+                    plain[item.task_type] = shape
             task_id, publication = _publication(shape, item.payload, item.task_id, limit)
+            made.append((index, task_id, shape, publication))
         except MeshError as error:
-            answers.append(error)
-            continue
-        answers.append(task_id)
-        made.append((index, shape, publication))
+            answers[index] = error
     at = 0
-    for words in store.tasks.submit_batches(_batches([publication for _, _, publication in made])):
+    for words in store.tasks.submit_batches(_batches([publication for *_, publication in made])):
         for word in words:
-            index, shape, _ = made[at]
+            index, task_id, shape, _ = made[at]
             at += 1
             try:
-                _check(word, str(answers[index]), shape)
+                _check(word, task_id, shape)
+                answers[index] = Published(task_id, shape.queue, word != "exists")
             except MeshError as error:
                 answers[index] = error
     return answers

@@ -492,6 +492,10 @@ def test_what_nobody_can_do(mesh: Mesh) -> None:
     ) as told:
         waiting = mesh.submit(unknown, 1)
     assert told[0].filename == __file__
+    with pytest.raises(
+        Unsatisfiable, match=f"^No agent offers {unknown} .*\\)\\.$"
+    ):  # now that it is known, too
+        mesh.submit(unknown, 1, unsatisfiable="reject")
     assert waiting.status() == "queued"
     with pytest.warns(UserWarning, match="No agent offers nobody-has-this"):
         (also,) = mesh.submit_many("echo", [1], requires=["nobody-has-this"])
