@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -97,6 +98,14 @@ def _set_up_logging(settings: Settings) -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.root.level))
 
 
+def _spare_the_collector() -> None:
+    """What is loaded stays for good, and a batch makes tens of thousands of objects that live until it is answered: without
+    this, looking at them again and again takes a third of the time of a batch."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
 def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None) -> None:
     """Run a coordinator until SIGTERM or SIGINT. `port` None: the setting.
 
@@ -131,6 +140,7 @@ def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None)
         former = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             coordinator.start()
+            _spare_the_collector()
             logger.info(
                 "coordinator %s of namespace %s on port %d", coordinator.id, settings.namespace, number
             )

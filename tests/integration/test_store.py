@@ -30,12 +30,6 @@ from tests.integration.stores import (
     take,
 )
 
-
-@pytest.fixture
-def store(redis_url: str, namespace: str) -> Store:
-    return open_store(redis_url, namespace)
-
-
 # -- ends
 
 

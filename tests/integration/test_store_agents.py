@@ -1,7 +1,5 @@
 """Agents in the store: who has an id, who is evicted, what they are told, who leads."""
 
-import pytest
-
 from mesh.store.keys import NAMESPACES
 from mesh.store.store import Store
 from tests.integration.stores import (
@@ -9,7 +7,6 @@ from tests.integration.stores import (
     MINUTE_MS,
     begin,
     fetch,
-    open_store,
     publish,
     record,
     settle,
@@ -18,11 +15,6 @@ from tests.integration.stores import (
 from tests.waiting import wait_until
 
 FIELDS = {"name": "Worker 1", "slots": 4}
-
-
-@pytest.fixture
-def store(redis_url: str, namespace: str) -> Store:
-    return open_store(redis_url, namespace)
 
 
 def join(store: Store, agent: str = "w", **more: int) -> int:

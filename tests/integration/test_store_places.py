@@ -27,11 +27,6 @@ RANDOM = placing(Strategy.RANDOM, None)
 EU = placing(Strategy.CAPABILITY_MATCH, "eu")
 
 
-@pytest.fixture
-def store(redis_url: str, namespace: str) -> Store:
-    return open_store(redis_url, namespace)
-
-
 def join(store: Store, agent: str, *queues: str, slots: int = 1, held: int = 0) -> int:
     """An agent that consumes these queues, `work` unless said otherwise; its incarnation."""
     incarnation = store.agents.join(agent, {"name": agent, "slots": slots, "held": held}).incarnation

@@ -14,18 +14,11 @@ from tests.integration.stores import (
     lapse,
     lose_holder,
     members,
-    open_store,
     publish,
     record,
     settle,
     take,
 )
-
-
-@pytest.fixture
-def store(redis_url: str, namespace: str) -> Store:
-    return open_store(redis_url, namespace)
-
 
 # -- queues
 

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from mesh.services import types
 from mesh.store.store import Store
 from mesh.store.types import KEPT_MS
-from tests.integration.stores import open_store
-
-
-@pytest.fixture
-def store(redis_url: str, namespace: str) -> Store:
-    return open_store(redis_url, namespace)
 
 
 def age(store: Store, name: str, ms: int) -> None:
