@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import sys
 
-from celery import __main__ as celery_main
 from celery import maybe_patch_concurrency
 
 
 def main() -> None:
     """Run a worker with the arguments of this process."""
     arguments = sys.argv[1:]
-    # Celery starts itself anew from these words: on SIGHUP, and for --detach.
-    sys.argv = [celery_main.__file__, "-A", "mesh", "worker", *arguments]
+    # Celery starts itself anew from these words: `python` and all of them on SIGHUP, `python -m celery` and all but the
+    # first for --detach.
+    detaching = {"-D", "--detach"} & set(arguments)
+    words = ["celery", "-A", "mesh", "worker"] if detaching else ["-m", "mesh.workers"]
+    sys.argv = [*words, *arguments]
     maybe_patch_concurrency()  # before anything else is imported
     from celery.bin.base import CLIContext
     from celery.bin.worker import worker

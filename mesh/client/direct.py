@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mesh.client.listener import Ended, Listener
 from mesh.client.ports import Page, Settled, Tell
 from mesh.core.states import HELD
-from mesh.errors import Invalid, NotFound, Unsatisfiable
+from mesh.errors import NotFound
 from mesh.services import agents, dead_letters, listing, tasks, types, views
 from mesh.services.agents import AgentInfo
 from mesh.services.tasks import Options
@@ -55,24 +54,8 @@ class Direct:
         return tasks.submit_many(self.store, task_type, payloads, options), sentence
 
     def _unmet(self, task_type: str, options: Options, unsatisfiable: str) -> str | None:
-        """Why no agent can take it now; None if one can, or the caller does not mind."""
-        if unsatisfiable == "accept":
-            return None
-        if unsatisfiable not in ("warn", "reject"):
-            raise Invalid(f"unsatisfiable={unsatisfiable!r} is not one of warn, accept, reject.")
-        requirement = tasks.requirement(self.store, task_type, options.requires)
-        now = time.monotonic()
-        until, sentence = self._offers.get(requirement, (0.0, None))
-        if until <= now:
-            sentence = agents.unmet(self.store, requirement)
-            if sentence is not None:
-                sentence = f"{sentence} {types.unknown_hint(self.store, task_type)}".rstrip()
-            if len(self._offers) >= _OFFERS:
-                self._offers.clear()
-            self._offers[requirement] = (now + (_MISSED_FOR_S if sentence else _OFFERED_FOR_S), sentence)
-        if sentence is not None and unsatisfiable == "reject":
-            raise Unsatisfiable(_WAITS.sub("", sentence))
-        return sentence
+        queue = tasks.requirement(self.store, task_type, options.requires)
+        return agents.unmet_warning(self.store, task_type, queue, unsatisfiable)
 
     # -- waiting
 

@@ -12,8 +12,9 @@ from fastapi.concurrency import run_in_threadpool
 from mesh.coordinator import models, openapi, problems
 from mesh.coordinator.answers import Json
 from mesh.coordinator.requests import FrontOf, Space, decode, front_of, posted, read
-from mesh.coordinator.submitting import accept, options_of, refuse_unmet, warning_for
+from mesh.coordinator.submitting import accept, options_of
 from mesh.errors import Invalid, MeshError
+from mesh.services import agents as agent_services
 from mesh.services import listing
 from mesh.services import tasks as task_services
 from mesh.store.store import Store
@@ -130,8 +131,7 @@ def _one_by_one(raw: bytes) -> list[models.Submission | MeshError]:
 def _publish_bulk(store: Store, body: models.Bulk) -> dict[str, Any]:
     options = options_of(body)
     queue = task_services.requirement(store, body.type, options.requires)
-    warning = None if body.unsatisfiable == "accept" else warning_for(store, body.type, queue)
-    refuse_unmet(warning, body.unsatisfiable)
+    warning = agent_services.unmet_warning(store, body.type, queue, body.unsatisfiable)
     ids = task_services.submit_many(store, body.type, body.payloads, options)
     return {"ids": ids, "queue": queue, **({} if warning is None else {"warning": warning})}
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import re
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
@@ -18,20 +16,16 @@ from typing import Any
 from mesh.coordinator import models
 from mesh.coordinator.problems import busy
 from mesh.core.states import State
-from mesh.errors import MeshError, StoreUnavailable, Unsatisfiable
+from mesh.errors import MeshError, StoreUnavailable
 from mesh.services import agents as agent_services
 from mesh.services import tasks as task_services
-from mesh.services import types as type_services
 from mesh.services.tasks import DEFAULTS, Item, Options
 from mesh.store.store import Store
 
-__all__ = ["Submitter", "accept", "options_of", "warning_for"]
+__all__ = ["Submitter", "accept", "options_of"]
 
 _TOGETHER = 500
 _MOST_PENDING = 5_000
-_OFFERED_FOR_S = 5.0  # how long "somebody can take it" is believed
-_MISSED_FOR_S = 1.0  # ... and "nobody can"
-_MOST_REMEMBERED = 10_000
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Options))
 _values = attrgetter(*_NAMES)
@@ -44,47 +38,18 @@ def options_of(body: models.Options) -> Options:
     return DEFAULTS if values == _DEFAULT_VALUES else Options(**dict(zip(_NAMES, values, strict=True)))
 
 
-_met: dict[tuple[str, str], tuple[float, str | None]] = {}
-
-
-def warning_for(store: Store, task_type: str, queue: str) -> str | None:
-    """Why no agent can take a task of this queue now, None if one can; remembered for some seconds."""
-    key, now = (store.keys.namespace, queue), time.monotonic()
-    known = _met.get(key)
-    if known is not None and known[0] > now:
-        return known[1]
-    sentence = agent_services.unmet(store, queue)
-    if sentence is not None and (hint := type_services.unknown_hint(store, task_type)):
-        sentence = f"{sentence} {hint}"
-    if len(_met) >= _MOST_REMEMBERED:
-        _met.clear()
-    _met[key] = (now + (_OFFERED_FOR_S if sentence is None else _MISSED_FOR_S), sentence)
-    return sentence
-
-
-def refuse_unmet(sentence: str | None, unsatisfiable: str) -> None:
-    """Raise `Unsatisfiable` if nobody can take it and the caller wants to be told so."""
-    if sentence is not None and unsatisfiable == "reject":
-        raise Unsatisfiable(re.sub(": the task waits until [^.]*", "", sentence))
-
-
 def accept(store: Store, bodies: Sequence[models.Submission | MeshError]) -> list[dict[str, Any] | MeshError]:
     """Publish; for each its answer or its error (what is an error already stays it). Raises `StoreUnavailable`."""
     answers: list[Any] = list(bodies)
     items: list[tuple[int, Item, str | None]] = []
-    warnings: dict[tuple[str, tuple[str, ...]], str | None] = {}
     for index, body in enumerate(bodies):
         if not isinstance(body, models.Submission):
             continue
         try:
             options, warning = options_of(body), None
             if body.unsatisfiable != "accept":
-                kind = (body.type, options.requires)
-                if kind not in warnings:
-                    queue = task_services.requirement(store, *kind)
-                    warnings[kind] = warning_for(store, body.type, queue)
-                warning = warnings[kind]
-                refuse_unmet(warning, body.unsatisfiable)
+                queue = task_services.requirement(store, body.type, options.requires)
+                warning = agent_services.unmet_warning(store, body.type, queue, body.unsatisfiable)
             item = Item(task_type=body.type, payload=body.payload, options=options, task_id=body.task_id)
             items.append((index, item, warning))
         except StoreUnavailable:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import datetime
+import re
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from mesh.core.agents import Health, health
 from mesh.core.requirements import capabilities_of, satisfies
-from mesh.errors import NotFound
+from mesh.errors import Invalid, NotFound, Unsatisfiable
+from mesh.services.types import unknown_hint
 from mesh.settings import Settings
 from mesh.store.store import Store
+
+_OFFERED_FOR_S = 5.0  # how long "somebody can take it" is believed
+_MISSED_FOR_S = 1.0  # ... and "nobody can"
+_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +127,31 @@ def unmet(store: Store, requirement: str) -> str | None:
     ):
         return f"Every agent that offers {' and '.join(sorted(needed))} is cordoned: the task waits until one is not."
     return f"No single agent offers {' and '.join(sorted(needed))} together: the task waits until one does."
+
+
+def unmet_warning(store: Store, task_type: str, requirement: str, unsatisfiable: str) -> str | None:
+    """What a submitter is to be told if nobody can take such a task now; the answer is remembered for some seconds.
+
+    `unsatisfiable`: "warn", "accept" (nothing is told), "reject". Raises `Unsatisfiable` if it is to be rejected, `Invalid`.
+    """
+    if unsatisfiable == "accept":
+        return None
+    if unsatisfiable not in ("warn", "reject"):
+        raise Invalid(f"unsatisfiable={unsatisfiable!r} is not one of warn, accept, reject.")
+    cache, now = store.agents.cache, time.monotonic()
+    known = cache.get(requirement)
+    if known is not None and known[0] > now:
+        sentence: str | None = known[1]
+    else:
+        sentence = unmet(store, requirement)
+        if sentence is not None and (hint := unknown_hint(store, task_type)):
+            sentence = f"{sentence} {hint}"
+        if len(cache) >= _REMEMBERED:
+            cache.clear()
+        cache[requirement] = (now + (_OFFERED_FOR_S if sentence is None else _MISSED_FOR_S), sentence)
+    if sentence is not None and unsatisfiable == "reject":
+        raise Unsatisfiable(re.sub(": the task waits until [^.]*", "", sentence))
+    return sentence
 
 
 def cordon(store: Store, agent_id: str, on: bool = True) -> None:

@@ -116,6 +116,7 @@ class Agents:
         self._client, self._keys = client, keys
         self._lease_ms, self._renew_ms = lease_ms, renew_ms
         self.bound = {one.name: one.bind(client, keys) for one in ALL}
+        self.cache: dict[str, Any] = {}  # belongs to `mesh.services.agents`
 
     def join(
         self,

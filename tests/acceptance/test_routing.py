@@ -76,7 +76,6 @@ def test_by_default_whoever_is_free_takes_it(mesh: Mesh) -> None:
     assert "e1" not in runners(mesh.submit_many("who", [0.01] * 10))
 
 
-@pytest.mark.filterwarnings("ignore::celery.exceptions.CDeprecationWarning")
 def test_celery_calls_choose_too(mesh: Mesh) -> None:
     from mesh.bus import runtime
     from tests.chaos.routing_app import app, who
