@@ -6,13 +6,20 @@ A test fails when a page is behind its table.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mesh.cli.run import EXIT_CODES, group
+from mesh.coordinator.app import create_app
+from mesh.coordinator.front import Front
+from mesh.coordinator.service import Coordinator
 from mesh.core.states import CELERY_STATUS, RULES, State
+from mesh.settings import TABLE, Settings
+from mesh.tasks import data_processing, task_execution
 
 DOCS = Path(__file__).resolve().parent
 
@@ -95,12 +102,79 @@ def _options(ctx: click.Context, params: Iterable[click.Parameter]) -> str:
     return "\n".join(["| option | meaning |", "|---|---|", *rows]) if rows else ""
 
 
+def settings() -> str:
+    """Every setting: its variable, its place in the file, its default."""
+    lines = ["| variable | in the file | default | unit | why |", "|---|---|---|---|---|"]
+    for row in TABLE:
+        names = ", ".join(f"`{name}`" for name in row.env)
+        default = f"`{row.default}`" if row.default else ""
+        lines.append(_row((names, f"`{row.path}`", default, row.unit, row.why.replace("|", "\\|"))))
+    return "\n".join(lines)
+
+
+def routes() -> str:
+    """Every route of the HTTP API: its parameters, an example of what it takes and of what it answers."""
+    coordinator = Coordinator(Settings(), port=1, complete_chords=lambda groups: None)
+    document = create_app(Front(coordinator)).openapi()
+    parts = []
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            parts += [f"### {operation['summary']}", f"```text\n{method.upper()} {path}\n```"]
+            if operation.get("description"):
+                parts.append(" ".join(operation["description"].split()))
+            rows = [
+                _row((f"`{one['name']}`", one["in"], " ".join(one.get("description", "").split())))
+                for one in operation.get("parameters", [])
+                if one["name"] != "namespace"
+            ]
+            if rows:
+                parts.append("\n".join(["| parameter | in | meaning |", "|---|---|---|", *rows]))
+            body = _example(operation.get("requestBody", {}))
+            if body is not None:
+                parts.append(f"takes\n\n```json\n{json.dumps(body, indent=1)}\n```")
+            for code, answer in operation["responses"].items():
+                shown = _example(answer) if code.startswith("2") else None
+                if shown is not None:
+                    parts.append(f"{code}\n\n```json\n{json.dumps(shown, indent=1)}\n```")
+    return "\n\n".join(parts)
+
+
+def _example(part: dict[str, Any]) -> Any:
+    """The first example of a body or an answer."""
+    for content in part.get("content", {}).values():
+        if "example" in content:
+            return content["example"]
+        for example in content.get("examples", {}).values():
+            return example["value"]
+    return None
+
+
+def payload_keys(schema: dict[str, Any]) -> Callable[[], str]:
+    """The keys of a task type's payload."""
+
+    def make() -> str:
+        lines = ["| key | meaning | default |", "|---|---|---|"]
+        for name, row in schema["properties"].items():
+            default = json.dumps(row["default"]) if "default" in row else ""
+            words = row.get("description", "")
+            if "enum" in row:
+                words += f" One of {', '.join(map(str, row['enum']))}."
+            lines.append(_row((f"`{name}`", words, default)))
+        return "\n".join(lines)
+
+    return make
+
+
 #: (page, marker): what stands between `<!-- marker -->` and `<!-- end of marker -->`.
 SECTIONS: dict[tuple[str, str], Callable[[], str]] = {
     ("how-it-works.md", "states"): states,
     ("reference/cli.md", "exit codes"): exit_codes,
     ("reference/cli.md", "common options"): common_options,
     ("reference/cli.md", "commands"): commands,
+    ("reference/settings.md", "settings"): settings,
+    ("reference/api.md", "routes"): routes,
+    ("task-types.md", "task-execution"): payload_keys(task_execution.PAYLOAD_SCHEMA),
+    ("task-types.md", "data-processing"): payload_keys(data_processing.PAYLOAD_SCHEMA),
 }
 
 

@@ -16,7 +16,7 @@ from mesh.cli.show import say
 
 @click.command("up", cls=Command)
 @click.option(
-    "--agents", type=click.IntRange(1, 50), metavar="N", default=3, show_default=True, help="How many agents."
+    "--agents", type=click.IntRange(0, 50), metavar="N", default=3, show_default=True, help="How many agents."
 )
 @click.option(
     "--concurrency",
@@ -50,7 +50,8 @@ def command(agents: int, concurrency: int, include: tuple[str, ...], flower: boo
         dashboard = fleet.start_flower() if flower else None
         say(f"coordinator  {fleet.coordinator_url(coordinator)}/health")
         fleet.wait_for_agents(members)
-        say(f"agents       {', '.join(names)}, {concurrency} slots each")
+        if names:
+            say(f"agents       {', '.join(names)}, {concurrency} slots each")
         if dashboard is not None:
             say(f"Flower       {fleet.flower_url(dashboard)}")
         say(f"Redis        {safe_url(fleet.redis_url)}; logs in {fleet.directory}; Ctrl-C stops everything")

@@ -192,7 +192,7 @@ def test_who_could_take_it(fleet: Place) -> None:
     assert [one["queue"] for one in fleet.mesh.queues() if "gpu" in one["queue"]] == []
 
 
-def test_an_agent_is_cordoned_and_drained(fleet: Place) -> None:
+def test_an_agent_is_cordoned_restarted_and_drained(fleet: Place) -> None:
     second = fleet.agent("w2", "-I", "work")
     assert fleet.call("cordon", "w1", "w9").returncode == 3
     assert [one["cordoned"] for one in fleet.discover("--region", "eu")] == [False]  # nothing half-done
@@ -202,6 +202,17 @@ def test_an_agent_is_cordoned_and_drained(fleet: Place) -> None:
     assert re.search(r"^w1 +healthy +no", fleet.call("uncordon", "w1").stdout, flags=re.M)
     near = fleet.call("drain", "w22")
     assert near.returncode == 3 and "Did you mean w2?" in errors(near)[0]
+    (before,) = [one["incarnation"] for one in fleet.discover() if one["id"] == "w2"]
+    second.process.send_signal(signal.SIGHUP)  # it starts itself anew, in the same process
+    fleet.wait_for(
+        second,
+        lambda: [
+            one
+            for one in fleet.discover("--status", "healthy")
+            if one["id"] == "w2" and one["incarnation"] > before
+        ],
+        "w2 to be there again",
+    )
     left = fleet.call("drain", "w2", "--wait", "--wait-timeout", "30")
     assert left.returncode == 0 and re.search(r"^w2 +offline", left.stdout, flags=re.M), left.stderr
     assert second.wait() == 0

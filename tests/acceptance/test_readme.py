@@ -18,8 +18,10 @@ from tests.acceptance.conftest import Place, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, flags=re.M | re.S)
-STAY = ("mesh up", "celery -A")  # they run until they are stopped
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", flags=re.M | re.S)
+BLOCKS = BLOCK.findall(README)
+STAY = ("mesh up", "mesh deploy", "celery -A")  # they run until they are stopped
+ASSIGNMENT = re.compile(r"(\w+)=(\S*) +")  # in front of a command
 
 
 def test_it_is_short() -> None:
@@ -49,18 +51,41 @@ def reader(place: Place) -> Place:
     return place
 
 
-def test_every_block_in_its_order(reader: Place) -> None:
+def run_blocks(reader: Place, blocks: list[tuple[str, str]]) -> list[str]:
+    """What the blocks print, in their order."""
     outputs: list[str] = []
-    for language, text in BLOCKS:
+    for language, text in blocks:
         if language == "python":
             outputs += run_python(reader, text)
         elif not text.startswith("make"):
             for line in text.splitlines():
                 outputs += run_line(reader, line)
+    return outputs
+
+
+def test_every_block_in_its_order(reader: Place) -> None:
+    outputs = run_blocks(reader, BLOCKS)
     seen = "\n".join(outputs)
     assert seen.count('"words": 6') == 1 and "{'words': 6}" in seen  # by the command and from Python
     assert "count-words" in seen and re.search(r"^w1 +healthy", seen, flags=re.M)
+    assert re.search(r"^w2 +healthy", seen, flags=re.M)
     assert outputs[-1].strip() == "5"
+
+
+PAGES = {
+    "capabilities.md": '"letters": 5',
+    "celery-project.md": "",
+    "routing.md": "No agent offers gpu and ocr",
+    "task-types.md": '"exit_code": 0',
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_pages_commands_in_their_order(reader: Place, page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    if page == "routing.md":
+        reader.agent("w1", "--capabilities", "celery")
+    assert PAGES[page] in "\n".join(run_blocks(reader, BLOCK.findall(text)))
 
 
 def run_python(reader: Place, text: str) -> list[str]:
@@ -75,12 +100,16 @@ def run_python(reader: Place, text: str) -> list[str]:
 
 
 def run_line(reader: Place, line: str) -> list[str]:
-    words = shlex.split(line)
+    environ: dict[str, str | None] = {}
+    while assigned := ASSIGNMENT.match(line):
+        environ[assigned[1]] = assigned[2]
+        line = line[assigned.end() :]
+    words = shlex.split(line, comments=True)
     if line.startswith(STAY):
-        process = reader.start(*words[1:], command=[program(words[0], reader)])
+        process = reader.start(*words[1:], command=[program(words[0], reader)], **environ)
         reader.wait_for(process, ready(reader, process, line), line)
         return []
-    done = reader.run(*words[1:], command=[program(words[0], reader)])
+    done = reader.run(*words[1:], command=[program(words[0], reader)], **environ)
     assert done.returncode == 0, f"{line}: {done.stderr}"
     return [done.stdout]
 
@@ -105,18 +134,22 @@ def test_the_other_commands_that_it_names() -> None:
     assert named and named <= set(COMMANDS)
 
 
-@pytest.mark.parametrize("page", ["how-it-works.md"])
-def test_the_generated_pages_are_current(page: str) -> None:
+def test_the_generated_pages_are_current() -> None:
     """Else run `python docs/generate.py`."""
     spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    assert module.filled(page, text) == text
+    for page in {name for name, _ in module.SECTIONS}:
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert module.filled(page, text) == text, page
 
 
 def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *(ROOT / "examples").rglob("*.md"),
+    ):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
