@@ -78,7 +78,7 @@ def list_command(
             return rows_text(list(rows), output, COLUMNS)
 
         empty = f"No such dead letter in namespace {mesh.settings.namespace}."
-        present(view, watch, empty=empty if output == "table" else "")
+        present(view, output, watch, empty=empty)
 
 
 @group.command("show")
@@ -157,8 +157,7 @@ def _is_sure(verb: str, number: int, yes: bool) -> bool:
     """Ask a person; a script has to say --yes."""
     if yes or not number:
         return True
+    what = f"{number} dead letter{'' if number == 1 else 's'}"
     if not sys.stdin.isatty():
-        raise click.UsageError(
-            f"This would {verb} {number} dead letters: add --yes.", click.get_current_context()
-        )
-    return click.confirm(f"{verb.capitalize()} {number} dead letters?", err=True)
+        raise click.UsageError(f"This would {verb} {what}: add --yes.", click.get_current_context())
+    return click.confirm(f"{verb.capitalize()} {what}?", err=True)

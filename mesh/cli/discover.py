@@ -40,6 +40,7 @@ def command(
 
         present(
             view,
+            output,
             watch,
-            empty=f"No such agent in namespace {mesh.settings.namespace}." if output == "table" else "",
+            empty=f"No such agent in namespace {mesh.settings.namespace}.",
         )

@@ -32,4 +32,4 @@ def list_command(watch: float | None, output: str) -> None:
             return rows_text(mesh.queues(), output, COLUMNS, key="queue")
 
         empty = f"No task was ever submitted to namespace {mesh.settings.namespace}."
-        present(view, watch, empty=empty if output == "table" else "")
+        present(view, output, watch, empty=empty)

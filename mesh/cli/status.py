@@ -32,7 +32,7 @@ def command(task_id: str | None, watch: float | None, output: str) -> None:
                 return one_text({**handle.record(), "progress": handle.progress()}, output)
             return _namespace_text(mesh.overview(), output)
 
-        present(view, watch)
+        present(view, output, watch)
 
 
 def _namespace_text(view: dict[str, Any], output: str) -> str:

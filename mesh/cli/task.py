@@ -107,8 +107,9 @@ def list_command(
 
         present(
             view,
+            output,
             watch,
-            empty=f"No such task in namespace {mesh.settings.namespace}." if output == "table" else "",
+            empty=f"No such task in namespace {mesh.settings.namespace}.",
         )
 
 

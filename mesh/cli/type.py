@@ -26,10 +26,8 @@ def list_command(output: str) -> None:
     """List the task types. JSON has their schemas and examples too."""
     with open_mesh() as mesh:
         empty = f"No agent has advertised a task type in namespace {mesh.settings.namespace}."
-        present(
-            lambda: rows_text([one.to_json() for one in mesh.types()], output, COLUMNS, key="name"), None,
-            empty=empty if output == "table" else "",
-        )  # fmt: skip
+        rows = [one.to_json() for one in mesh.types()]
+        present(lambda: rows_text(rows, output, COLUMNS, key="name"), output, None, empty=empty)
 
 
 @group.command("show")

@@ -15,8 +15,10 @@ from mesh.errors import MeshError, StoreUnavailable
 __all__ = ["present"]
 
 
-def present(make: Callable[[], str], every_s: float | None, *, empty: str = "") -> None:
-    """Print what `make` returns; with `every_s` anew every so many seconds. `empty`: what to say if it is ''.
+def present(make: Callable[[], str], output: str, every_s: float | None, *, empty: str = "") -> None:
+    """Print what `make` returns; with `every_s` anew every so many seconds.
+
+    `empty`: what people, who get a table, are told if there is nothing to print.
 
     On a terminal the view is redrawn in place; elsewhere one follows the other. An outage of Redis or of the
     coordinators in between is told once and waited for; at the start it is an error.
@@ -25,7 +27,7 @@ def present(make: Callable[[], str], every_s: float | None, *, empty: str = "") 
         text = make()
         if text:
             click.echo(text)
-        elif empty:
+        elif empty and output == "table":
             say(empty)
     elif sys.stdout.isatty():
         _redraw(make, every_s, empty)

@@ -55,7 +55,8 @@ def test_no_request_breaks_it(place: Place) -> None:
     phases = "examples,coverage,fuzzing" if REQUESTS > 1000 else "examples,fuzzing"
     done = place.run(
         "run", f"{url}/openapi.json", "--checks", CHECKS, "--phases", phases, "--exclude-path-regex", "/events$",
-        "--max-examples", str(max(1, REQUESTS // operations + 1)), "--request-timeout", "20", "--no-shrink", "--continue-on-failure",
+        "--max-examples", str(max(1, REQUESTS // operations + 1)), "--request-timeout", "20", "--no-shrink",
+        "--continue-on-failure",
         "--seed", "1" if REQUESTS <= 1000 else "2", "--generation-database", "none", "--no-color", "--warnings", "off",
         command=[str(Path(sys.executable).with_name("schemathesis"))], timeout_s=60 + REQUESTS,
         SCHEMATHESIS_HOOKS=str(Path(__file__).with_name("fuzz_hooks.py")), FUZZ_NAMESPACE=place.namespace,

@@ -163,7 +163,7 @@ def test_a_dead_letter_is_shown_replayed_and_discarded(fleet: Place) -> None:
     assert fleet.call("task", "watch", "dead-1").returncode == 1
 
     unsure = fleet.call("dead-letter", "discard", "--type", "broken")
-    assert unsure.returncode == 2 and "This would discard 1 dead letters: add --yes." in errors(unsure)[0]
+    assert unsure.returncode == 2 and "This would discard 1 dead letter: add --yes." in errors(unsure)[0]
     gone = fleet.call("dead-letter", "discard", "--type", "broken", "--yes", "-o", "name")
     assert (gone.returncode, gone.stdout) == (0, "dead-1\n")
     none = fleet.call("dead-letter", "discard", "--all", "--yes")
