@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from mesh.cli.commands import Command
 from mesh.cli.options import common, load_settings
 
 
@@ -18,7 +19,7 @@ def flower_command(*, address: str | None = None, port: int | None = None) -> li
     return command
 
 
-@click.command("flower")
+@click.command("flower", cls=Command)
 @click.option("--address", metavar="IP",
               help="Where it listens [FLOWER_ADDRESS]; 127.0.0.1, or everywhere if it asks for a password.")  # fmt: skip
 @click.option("--port", type=click.IntRange(1, 65535), help="Its port [FLOWER_PORT]; by default 5555.")
