@@ -52,7 +52,7 @@ class Agent:
         try:
             self.store.check()
             self.store.preload()
-            self.types = task_types(self.app)
+            self.types = task_types(self.app, self.capabilities)
             self.store.types.advertise(self.types)  # before it joins: who sees the agent knows its types
             self.membership: Membership = join(
                 self.store, self.settings, self.capabilities, port=self.health.port, slots=self.slots()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+import warnings
 from typing import Any
 
 from celery import Celery
@@ -12,6 +14,7 @@ from kombu.connection import resolve_aliases
 
 from mesh.bus import runtime
 from mesh.settings import Settings
+from mesh.store.client import safe_url
 
 TRANSPORT = "mesh.bus.transport:Transport"
 _STEPS = {
@@ -59,7 +62,7 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
 
     Settings come from the environment and the configuration file unless given. Raises `Invalid` for bad ones.
     """
-    settings = settings or Settings.load()
+    settings = _with_broker_of(app, settings or Settings.load())
     runtime.configure(settings)
     resolve_aliases[TRANSPORT] = "redis"  # how URLs are shown
     app.conf.update(configuration(settings))
@@ -76,6 +79,25 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
 
         extend()
     return app
+
+
+def _with_broker_of(app: Celery, settings: Settings) -> Settings:
+    """The settings; without REDIS_URL, with the Redis that the application itself names."""
+    named = app.conf.broker_url
+    if (
+        not isinstance(named, str)
+        or not named.startswith(("redis://", "rediss://"))
+        or named == settings.redis_url
+    ):
+        return settings
+    if settings.was_set("redis_url"):
+        warnings.warn(
+            f"REDIS_URL {safe_url(settings.redis_url)} takes the place of this application's own broker {safe_url(named)}.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return settings
+    return dataclasses.replace(settings, redis_url=named)
 
 
 def _name_worker(sender: str, instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:

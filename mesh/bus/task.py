@@ -14,7 +14,7 @@ from mesh.bus.current import Current, activate
 from mesh.bus.described import Described
 from mesh.bus.messages import RETRIES_HEADER
 from mesh.core.names import check_name
-from mesh.core.requirements import canonical
+from mesh.core.requirements import canonical, capabilities_of
 from mesh.core.retries import RetryPolicy, decide
 from mesh.errors import Invalid
 from mesh.settings import Settings
@@ -100,10 +100,24 @@ def task(
     return decorate
 
 
-def task_types(app: Any) -> dict[str, dict[str, Any]]:
-    """What the types of `app` that were made with `@task` say of themselves, by name. Raises `Invalid`."""
-    found = [getattr(task, "described", None) for task in app.tasks.values()]
-    return {one.name: one.row() for one in found if isinstance(one, Described)}
+def task_types(app: Any, capabilities: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """What the task types of `app` say of themselves, by name. Raises `Invalid`.
+
+    Those made with `@task` describe themselves. Of Celery's own kind only the queue is known that the application routes them
+    to; it is told where an agent with these `capabilities` serves that queue, and not the task's name itself.
+    """
+    rows = {}
+    for name, one in app.tasks.items():
+        described = getattr(one, "described", None)
+        if isinstance(described, Described):
+            rows[described.name] = described.row()
+        elif not name.startswith("celery.") and name not in capabilities:
+            queue = getattr(one, "queue", None) or app.amqp.router.route({}, name)["queue"]
+            queue = getattr(queue, "name", queue)
+            if capabilities_of(queue) <= set(capabilities):
+                description = (one.__doc__ or "").strip().partition("\n")[0]
+                rows[name] = {"queue": queue, "description": description}
+    return rows
 
 
 def _retry(self: Any, error: Exception, retries: int | None) -> Exception | None:

@@ -105,4 +105,5 @@ def command(
     words = worker_command(
         pool=pool, concurrency=concurrency, log_level=settings.log_level, include=tuple(include)
     )
-    os.execv(sys.executable, [*words, *more])
+    named = ["--agent-id", settings.agent_id] if settings.agent_id else []  # seen by ps and pgrep
+    os.execv(sys.executable, [*words, *named, *more])

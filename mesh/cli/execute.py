@@ -95,7 +95,7 @@ def command(
     """Submit a task; prints its id, or with --wait its result.
 
     JSON: id, state, and with --wait `result`. With --explain: queue, capable (agents), not_capable (agent, why), ahead
-    (tasks before it), free_slots; exit code 7 if nobody could take it now.
+    (tasks before it), free_slots, warning; exit code 7 if nobody could take it now.
     """
     with open_mesh() as mesh:
         value = read_payload(payload, mesh.settings.max_payload_bytes)
@@ -138,5 +138,5 @@ def _options(
 def _explain(answer: dict[str, Any], output: str) -> None:
     click.echo(one_text(answer, output, key="queue"))
     if not answer["capable"]:
-        say(f"No agent can take it now: {answer['queue']} would wait.")
+        say(f"Warning: {answer['warning']}")
         raise click.exceptions.Exit(Unsatisfiable.exit_code)

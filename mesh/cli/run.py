@@ -14,7 +14,7 @@ from mesh import __version__
 from mesh.cli import options
 from mesh.cli.commands import Lazy
 from mesh.cli.show import say
-from mesh.errors import MeshError, NotFound, StoreUnavailable
+from mesh.errors import MeshError, NotFound, ResultTimeout, StoreUnavailable
 
 __all__ = ["COMMANDS", "COMPLETING", "EXIT_CODES", "SECTIONS", "group", "run"]
 
@@ -125,7 +125,11 @@ def _next_step(error: MeshError, arguments: Sequence[str]) -> str:
         listing = next((_LISTS[word] for word in arguments if word in _LISTS), None)
         return f" `{listing}` shows what is there." if listing else ""
     if isinstance(error, StoreUnavailable) and not options.through_coordinator():
+        if not any(name in os.environ for name in ("REDIS_URL", "REDIS_URL_FILE", "MESH_CONFIG")):
+            return " Set REDIS_URL (`mesh up` prints the line for other shells); `mesh doctor` looks for the cause."
         return " `mesh doctor` looks for the cause."
+    if isinstance(error, ResultTimeout):
+        return " `mesh task why` with its id says what it waits for."
     return ""
 
 

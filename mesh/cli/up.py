@@ -48,16 +48,18 @@ def command(agents: int, concurrency: int, include: tuple[str, ...], flower: boo
         names = [f"agent-{number + 1}" for number in range(agents)]
         members = fleet.start_agents(names, concurrency=concurrency, include=include)
         dashboard = fleet.start_flower() if flower else None
-        say(f"coordinator  {fleet.coordinator_url(coordinator)}/health")
+        url = fleet.coordinator_url(coordinator)
+        say(f"coordinator  {url}")
         fleet.wait_for_agents(members)
         if names:
             say(f"agents       {', '.join(names)}, {concurrency} slots each")
         if dashboard is not None:
             say(f"Flower       {fleet.flower_url(dashboard)}")
-        say(f"Redis        {safe_url(fleet.redis_url)}; logs in {fleet.directory}; Ctrl-C stops everything")
-        click.echo(
-            f"export REDIS_URL={shlex.quote(fleet.redis_url)} MESH_NAMESPACE={shlex.quote(fleet.namespace)}"
+        say(
+            f"Redis        {safe_url(fleet.redis_url)}; logs in {fleet.directory}; Ctrl-C (or SIGTERM) stops everything"
         )
+        variables = {"REDIS_URL": fleet.redis_url, "MESH_NAMESPACE": fleet.namespace, "COORDINATOR_URL": url}
+        click.echo("export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items()))
         try:
             while True:
                 for member in [one for one in fleet.members if one.process.poll() is not None]:

@@ -28,14 +28,15 @@ def wait_for(handle: Handle, timeout_s: float | None) -> Any:
     Raises what `Handle.result` does.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    if not (sys.stderr.isatty() or verbose()):
-        return handle.result(timeout_s=timeout_s)
     try:
         return handle.result(timeout_s=_SHORT_S if timeout_s is None else min(_SHORT_S, timeout_s))
     except ResultTimeout:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
     if sys.stderr.isatty():
         _draw(handle, left)
+    elif not verbose():
+        say(f"Waiting for task {handle.id}; it goes on without you after Ctrl-C.")
+        return handle.result(timeout_s=left)
     else:
         for change in changes(handle, left):
             say(state_line(change))

@@ -278,6 +278,7 @@ class Explanation(Struct, kw_only=True):
     not_capable: list[NotCapable]
     ahead: Count
     free_slots: Count
+    warning: str | None
 
 
 class Why(Struct, kw_only=True):
@@ -307,6 +308,7 @@ class AgentView(Struct, kw_only=True):
     running: Count
     address: str
     port: int
+    pid: Count
     version: str
     incarnation: int
     joined_at: Time
@@ -361,6 +363,7 @@ class TypeView(Struct, kw_only=True):
     """A task type that agents have advertised."""
 
     name: str
+    queue: str | None
     requires: list[str]
     description: str
     payload_schema: dict[str, Any] | None

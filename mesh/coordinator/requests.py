@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -11,11 +12,13 @@ from starlette.exceptions import HTTPException
 
 from mesh.coordinator.front import Front
 from mesh.errors import Invalid, NotFound
+from mesh.services.types import near_misses
 from mesh.store.store import Store
 
 __all__ = ["FrontOf", "Identity", "Space", "caller", "decode", "posted", "read"]
 
 T = TypeVar("T", bound=msgspec.Struct)
+_UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,9 +91,19 @@ def decode(decoder: msgspec.json.Decoder[T], raw: bytes | msgspec.Raw, what: str
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
-        raise Invalid(f"{what} is wrong: {error}.") from None
+        raise Invalid(f"{what} is wrong: {error}.{_known(decoder.type, str(error))}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"{what} is not JSON: {error}.") from None
+
+
+def _known(model: type[msgspec.Struct], sentence: str) -> str:
+    """What an unknown field may have been meant to be."""
+    unknown = _UNKNOWN.search(sentence)
+    if unknown is None:
+        return ""
+    names = [one.encode_name for one in msgspec.structs.fields(model)]
+    near = near_misses(unknown[1], names)
+    return f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(names)}."
 
 
 def posted(model: type[T], *, optional: bool = False) -> Any:

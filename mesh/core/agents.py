@@ -9,20 +9,29 @@ class Health(StrEnum):
     """What people and routing see of an agent."""
 
     HEALTHY = "healthy"
-    DEGRADED = "degraded"  # missed its heartbeat
+    DEGRADED = "degraded"  # missed its heartbeat, or its leases have ended: its tasks run elsewhere
     UNHEALTHY = "unhealthy"  # silent for longer than the threshold
     DRAINING = "draining"  # takes no new work and leaves when it has finished
     OFFLINE = "offline"  # has left
 
 
 def health(
-    *, silent_ms: int, left: bool, draining: bool, heartbeat_interval_ms: int, unhealthy_threshold_ms: int
+    *,
+    silent_ms: int,
+    left: bool,
+    absent: bool,
+    draining: bool,
+    heartbeat_interval_ms: int,
+    unhealthy_threshold_ms: int,
 ) -> Health:
-    """`silent_ms`: time since its last beat; the other times are the settings of the same names."""
+    """`silent_ms`: time since its last beat; `absent`: its leases have ended by silence.
+
+    The other times are the settings of the same names.
+    """
     if left:
         return Health.OFFLINE
     if silent_ms > unhealthy_threshold_ms:
         return Health.UNHEALTHY
-    if silent_ms > heartbeat_interval_ms:
+    if absent or silent_ms > heartbeat_interval_ms:
         return Health.DEGRADED
     return Health.DRAINING if draining else Health.HEALTHY

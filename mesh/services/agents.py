@@ -36,6 +36,7 @@ class AgentInfo:
     running: int
     address: str
     port: int
+    pid: int
     version: str
     incarnation: int
     joined_at: str  # UTC, ISO 8601
@@ -63,6 +64,7 @@ def _info(row: dict[str, str], now_ms: int, settings: Settings) -> AgentInfo:
         status=health(
             silent_ms=now_ms - beat,
             left="left" in row,
+            absent="absent" in row,
             draining=row.get("state") == "draining" or "drain" in row,
             heartbeat_interval_ms=settings.heartbeat_interval_ms,
             unhealthy_threshold_ms=settings.unhealthy_threshold_ms,
@@ -74,6 +76,7 @@ def _info(row: dict[str, str], now_ms: int, settings: Settings) -> AgentInfo:
         running=int(row.get("running", "0")),
         address=row.get("address", ""),
         port=int(row.get("port", "0")),
+        pid=int(row.get("pid", "0")),
         version=row.get("version", ""),
         incarnation=int(row.get("incarnation", "0")),
         joined_at=_iso(row.get("joined", "0")),

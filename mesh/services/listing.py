@@ -16,7 +16,7 @@ from mesh.core.states import LIVE, State
 from mesh.errors import Invalid
 from mesh.services import tasks as task_services
 from mesh.services import views
-from mesh.services.agents import AgentInfo, discover
+from mesh.services.agents import AgentInfo, discover, unmet_warning
 from mesh.services.tasks import DEFAULTS, Options
 from mesh.store.store import Store
 from mesh.store.tasks import Record
@@ -263,8 +263,9 @@ def _who(store: Store, queue: str) -> tuple[list[AgentInfo], list[dict[str, str]
 def explain(store: Store, task_type: str, options: Options = DEFAULTS) -> dict[str, Any]:
     """Who could take such a task, and why the others would not; nothing is submitted. Raises `Invalid`.
 
-    {queue, capable: [ids], not_capable: [{agent, why}], ahead, free_slots}: `ahead` tasks wait in the queue and would be
-    served before it; it starts at once if some of the capable agents' slots are free and nothing is ahead.
+    {queue, capable: [ids], not_capable: [{agent, why}], ahead, free_slots, warning}: `ahead` tasks wait in the queue and would
+    be served before it; it starts at once if some of the capable agents' slots are free and nothing is ahead; `warning` is
+    None if somebody could take it.
     """
     queue = task_services.requirement(store, task_type, options.requires)
     capable, refused = _who(store, queue)
@@ -277,6 +278,7 @@ def explain(store: Store, task_type: str, options: Options = DEFAULTS) -> dict[s
         "not_capable": refused,
         "ahead": int(ahead),
         "free_slots": sum(max(0, agent.slots - agent.running) for agent in capable),
+        "warning": unmet_warning(store, task_type, queue, "warn"),
     }
 
 

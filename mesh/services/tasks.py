@@ -103,12 +103,12 @@ def _shape(store: Store, task_type: str, options: Options) -> _Shape:
     settings = store.settings
     strategy, region = settings.load_balancing_strategy, settings.agent_region
     info = types.find(store, task_type)
-    requires = info.requires if info is not None else ()
+    needs = (task_type,) if info is None else (info.queue or task_type, *info.requires)
     if options is DEFAULTS:
-        common, template = _plain_shape(task_type, requires, strategy, region)
+        common, template = _plain_shape(task_type, needs, strategy, region)
     else:
         common, template = _make_shape(
-            task_type, requires, options, options.strategy or strategy, options.region or region
+            task_type, needs, options, options.strategy or strategy, options.region or region
         )
     return _Shape(task_type, info, common, template)
 
@@ -116,18 +116,20 @@ def _shape(store: Store, task_type: str, options: Options) -> _Shape:
 def requirement(store: Store, task_type: str, requires: tuple[str, ...]) -> str:
     """The queue of such a task: what its type needs, and what it needs beyond. Raises `Invalid`, `StoreUnavailable`."""
     info = types.find(store, task_type)
-    return requirement_of(task_type, (*info.requires, *requires) if info is not None else requires)
+    if info is None:
+        return requirement_of(task_type, requires)
+    return requirement_of(info.queue or task_type, (*info.requires, *requires))
 
 
 @functools.lru_cache(maxsize=4096)
 def _plain_shape(
-    task_type: str, requires: tuple[str, ...], strategy: str, region: str | None
+    task_type: str, needs: tuple[str, ...], strategy: str, region: str | None
 ) -> tuple[dict[str, Any] | None, Template]:
-    return _make_shape(task_type, requires, DEFAULTS, strategy, region)
+    return _make_shape(task_type, needs, DEFAULTS, strategy, region)
 
 
 def _make_shape(
-    task_type: str, requires: tuple[str, ...], options: Options, strategy: str, region: str | None
+    task_type: str, needs: tuple[str, ...], options: Options, strategy: str, region: str | None
 ) -> tuple[dict[str, Any] | None, Template]:
     if not isinstance(options.priority, int) or not 0 <= options.priority <= 9:
         raise Invalid(f"Priority {options.priority!r} is not a whole number from 0 to 9 (9 is first).")
@@ -149,7 +151,7 @@ def _make_shape(
     if options.ignore_result:
         headers["ignore_result"] = True
     template = Template(
-        queue=requirement_of(task_type, (*requires, *options.requires)),
+        queue=requirement_of(needs[0], (*needs[1:], *options.requires)),
         type=task_type,
         priority=options.priority,
         delay_ms=int(options.countdown_s * 1000) if options.countdown_s else None,

@@ -32,7 +32,8 @@ class TypeInfo:
     """One task type as its agents describe it; None: it does not say, or leaves it to the settings."""
 
     name: str
-    requires: tuple[str, ...] = ()  # beyond the capability of its own name
+    queue: str | None = None  # of a task of Celery's own kind: where its application routes it
+    requires: tuple[str, ...] = ()  # beyond the capability of its own name, or of its queue
     description: str = ""
     payload_schema: dict[str, Any] | None = None  # JSON Schema
     result_schema: dict[str, Any] | None = None
@@ -44,7 +45,7 @@ class TypeInfo:
     @property
     def requirement(self) -> str:
         """The queue of its tasks, unless a task requires more."""
-        return canonical([self.name, *self.requires])
+        return canonical([self.queue or self.name, *self.requires])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -115,6 +116,7 @@ def _info(name: str, row: Mapping[str, Any]) -> TypeInfo:
     schema = row.get("payload_schema")
     return TypeInfo(
         name=name,
+        queue=row.get("queue"),
         requires=tuple(row.get("requires") or ()),
         description=row.get("description") or "",
         payload_schema=schema,

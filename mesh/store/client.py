@@ -182,7 +182,7 @@ class Client:
                 connection.disconnect()
                 if pooled:
                     continue  # it was dead, or died: at worst the script runs twice, which changes nothing
-                raise StoreUnavailable(f"Redis at {safe_url(self.url)} cannot be reached: {error}") from error
+                raise StoreUnavailable(f"Redis at {safe_url(self.url)} cannot be reached: {error}") from None
             except BaseException:
                 connection.disconnect()  # a reply may be under way: this connection is of no use to anybody
                 raise

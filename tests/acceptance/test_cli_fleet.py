@@ -186,7 +186,7 @@ def test_who_could_take_it(fleet: Place) -> None:
     assert (could["queue"], could["capable"]) == ("scan", ["w1"])
     nobody = execute(fleet, "scan", {"path": "x"}, "--requires", "gpu", "--explain")
     assert nobody.returncode == 7
-    assert "it does not offer gpu" in nobody.stdout and "gpu+scan would wait" in nobody.stderr
+    assert "it does not offer gpu" in nobody.stdout and "No agent offers gpu" in nobody.stderr
     near = fleet.call("execute", "--task-type", "scn", "--reject-unsatisfiable")
     assert near.returncode == 7 and "Did you mean scan?" in errors(near)[0]
     assert [one["queue"] for one in fleet.mesh.queues() if "gpu" in one["queue"]] == []

@@ -68,7 +68,7 @@ def test_every_block_in_its_order(reader: Place) -> None:
     seen = "\n".join(outputs)
     assert seen.count('"words": 6') == 1 and "{'words': 6}" in seen  # by the command and from Python
     assert "count-words" in seen and re.search(r"^w1 +healthy", seen, flags=re.M)
-    assert re.search(r"^w2 +healthy", seen, flags=re.M)
+    assert re.search(r"^w2 +healthy", seen, flags=re.M) and '"queue":"count-words"' in seen
     assert outputs[-1].strip() == "5"
 
 
@@ -104,14 +104,21 @@ def run_line(reader: Place, line: str) -> list[str]:
     while assigned := ASSIGNMENT.match(line):
         environ[assigned[1]] = assigned[2]
         line = line[assigned.end() :]
-    words = shlex.split(line, comments=True)
+    words = [expanded(word, reader) for word in shlex.split(line, comments=True)]
     if line.startswith(STAY):
         process = reader.start(*words[1:], command=[program(words[0], reader)], **environ)
         reader.wait_for(process, ready(reader, process, line), line)
+        if line.startswith("mesh up"):  # what the reader pastes into the other shells
+            (exported,) = re.findall(r"^export (.*)$", process.output(), flags=re.M)
+            reader.environ.update(word.split("=", 1) for word in shlex.split(exported))
         return []
     done = reader.run(*words[1:], command=[program(words[0], reader)], **environ)
     assert done.returncode == 0, f"{line}: {done.stderr}"
     return [done.stdout]
+
+
+def expanded(word: str, reader: Place) -> str:
+    return re.sub(r"\$(\w+)", lambda name: reader.environ[name[1]], word)
 
 
 def program(name: str, reader: Place) -> str:

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from mesh.core.places import Strategy, own_queue, parse_placing, placing
+from mesh.services.agents import discover
 from mesh.store.store import Store
 from tests.integration.stores import (
     LONG_AGO_MS,
@@ -197,9 +198,11 @@ def test_an_agent_that_was_taken_for_absent_is_told_to_offer_again(store: Store)
     )
     store.tasks.reap()
     assert store.agents.consumers("work") == 0
+    assert [(one.id, one.status, one.running) for one in discover(store)] == [("w1", "degraded", 0)]
     assert store.agents.renew("w1", incarnation, {}, []).known == "absent"
     assert store.agents.offer("w1", incarnation, ["work"]) == "moved"
     assert store.agents.renew("w1", incarnation, {}, []).known == "known"
+    assert [one.status for one in discover(store)] == ["healthy"]
     assert store.agents.consumers("work") == 1
     assert store.agents.offer("w1", incarnation + 1, ["work"]) == "fenced"
 

@@ -15,6 +15,7 @@ for queue in string.gmatch(redis.call('HGET', key, 'queues') or '', '[^\n]+') do
 end
 redis.call('HSET', key, 'queues', table.concat(queues, '\n'))
 redis.call('ZADD', present, stamp, agent)
+redis.call('HDEL', key, 'absent')
 if not cordoned then
   local turn = redis.call('GET', sequence) or '0'
   for _, queue in ipairs(queues) do redis.call('ZADD', CONSUMERS .. queue, 'NX', turn, agent) end

@@ -27,7 +27,12 @@ if not quiet then
   for _, agent in ipairs(redis.call('ZRANGE', present, '-inf', text(now - lease_ms), 'BYSCORE', 'LIMIT', 0, 20)) do
     local moved = withdraw(agent, tonumber(limit))
     again = again + moved
-    if moved == 0 then redis.call('ZREM', present, agent) end
+    if moved == 0 then
+      redis.call('ZREM', present, agent)
+      if redis.call('EXISTS', AGENT .. agent) == 1 then
+        redis.call('HSET', AGENT .. agent, 'absent', stamp, 'running', '0', 'held', '0')
+      end
+    end
   end
 end
 write_counts()

@@ -20,8 +20,8 @@ for at = FIRST, #ARGV, 7 do
     local keep = keep_ms
     if to == 'dead_lettered' then keep = dead_keep_ms elseif not store and to == 'succeeded' then keep = ignored_keep_ms end
     local group
-    if state == 'leased' and ran ~= '' then
-      group = finish(id, queue, state, to, chord, document, store, keep, 'started', text(now - tonumber(ran)))
+    if state == 'leased' then -- it has ended before its start was told: it cannot have run for long
+      group = finish(id, queue, state, to, chord, document, store, keep, 'started', text(now - (tonumber(ran) or 0)))
     else
       group = finish(id, queue, state, to, chord, document, store, keep)
     end
