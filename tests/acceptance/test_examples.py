@@ -65,7 +65,8 @@ def test_a_capability_of_ones_own(place: Place) -> None:
 
 
 def test_a_celery_project_that_was_taken_over(place: Place) -> None:
-    listed, called, status = follow(place, "celery_project")
+    listed, called, by_name, status = follow(place, "celery_project")
+    assert by_name.strip() == "8", "a task of Celery's own kind, by its name"
     assert "clerk" in listed and "celery" in listed and "invoices" in listed
     assert called.splitlines() == ["6", "{'charged': 20, 'attempts': 2}", "{'lines': 2, 'total': 26}"]
     assert "invoices" in status
