@@ -177,6 +177,7 @@ _BY_STATUS: Mapping[int, type[MeshError]] = {
     503: CoordinatorUnavailable,
     504: CoordinatorUnavailable,
 }
+_NEVER_BARE = (400, 404, 405, 501)  # a coordinator says these as problems only, and no proxy makes them up
 _KINDS = {name: getattr(errors, name) for name in errors.__all__}
 
 
@@ -196,16 +197,21 @@ def error_of(status: int, problem: Any) -> MeshError:
     return kind(detail)
 
 
+class NoCoordinator(CoordinatorUnavailable):
+    """Something else answers there: it has done nothing. Agents and coordinators share a default port."""
+
+
 def answer_of(response: httpx2.Response) -> Any:
-    """The decoded body. Raises what a refusal means."""
+    """The decoded body. Raises what a refusal means, `NoCoordinator` for an answer that no coordinator gives."""
     try:
         body = msgspec.json.decode(response.content) if response.content else None
     except msgspec.DecodeError:
         body = None
     if 200 <= response.status_code < 300 and (body is not None or not response.content):
         return body
-    if response.is_success or response.is_redirect:
-        raise MeshError(f"What answers at {response.url.host}:{response.url.port} is not a coordinator.")
+    problem = response.headers.get("content-type", "").startswith("application/problem+json")
+    if response.is_success or response.is_redirect or (response.status_code in _NEVER_BARE and not problem):
+        raise NoCoordinator(f"What answers at {response.url.host}:{response.url.port} is not a coordinator.")
     raise error_of(response.status_code, body)
 
 
@@ -294,7 +300,7 @@ class Caller:
                         break
                 except UNANSWERED as error:
                     why, refusal = str(error), error
-                    if not repeat:
+                    if not repeat and not isinstance(error, NoCoordinator):
                         raise _Unanswered(error, again=False) from error
                     break
                 else:

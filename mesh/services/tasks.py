@@ -182,14 +182,15 @@ def payload_json(task_type: str, payload: Any, limit: int) -> bytes:
     return written
 
 
-def _publication(shape: _Shape, payload: Any, task_id: str | None, limit: int) -> tuple[str, Publication]:
-    """(id, the packed publication). Raises `Invalid` for a payload that its type does not take."""
+def _arguments(shape: _Shape, payload: Any, limit: int) -> bytes:
+    """The arguments of a task as JSON. Raises `Invalid` for a payload that its type does not take."""
     if shape.info is not None:
         types.check(shape.info, payload)
-    if payload is None:
-        arguments = b"[]"
-    else:
-        arguments = b"[%b]" % payload_json(shape.task_type, payload, limit)
+    return b"[]" if payload is None else b"[%b]" % payload_json(shape.task_type, payload, limit)
+
+
+def _publication(shape: _Shape, arguments: bytes, task_id: str | None) -> tuple[str, Publication]:
+    """(id, the packed publication)."""
     token = ""
     if task_id is None:
         task_id = new_id()
@@ -223,7 +224,8 @@ def submit(
     if task_id is not None:
         check_task_id(task_id)
     shape = _shape(store, task_type, options)
-    new, publication = _publication(shape, payload, task_id, store.settings.max_payload_bytes)
+    arguments = _arguments(shape, payload, store.settings.max_payload_bytes)
+    new, publication = _publication(shape, arguments, task_id)
     _check(store.tasks.submit([publication])[0], new, shape)
     return new
 
@@ -234,10 +236,17 @@ def submit_many(
     """Publish many tasks of one type, some hundreds in a step; their ids in order. All payloads are checked first."""
     shape = _shape(store, task_type, options)
     limit = store.settings.max_payload_bytes
-    made = [_publication(shape, payload, None, limit) for payload in payloads]
-    ids = [task_id for task_id, _ in made]
+    checked = [_arguments(shape, payload, limit) for payload in payloads]
+    ids: list[str] = []
+
+    def publications() -> Iterator[Publication]:
+        for arguments in checked:  # made while Redis works on the batch before
+            task_id, publication = _publication(shape, arguments, None)
+            ids.append(task_id)
+            yield publication
+
     at = 0
-    for answer in store.tasks.submit_batches(_batches([publication for _, publication in made])):
+    for answer in store.tasks.submit_batches(_batches(publications())):
         for word in answer:
             _check(word, ids[at], shape)
             at += 1
@@ -267,12 +276,12 @@ def submit_items(store: Store, items: Sequence[Item]) -> list[Published | MeshEr
                 shape = _shape(store, item.task_type, item.options)
                 if item.options is DEFAULTS:
                     plain[item.task_type] = shape
-            task_id, publication = _publication(shape, item.payload, item.task_id, limit)
+            task_id, publication = _publication(shape, _arguments(shape, item.payload, limit), item.task_id)
             made.append((index, task_id, shape, publication))
         except MeshError as error:
             answers[index] = error
     at = 0
-    for words in store.tasks.submit_batches(_batches([publication for *_, publication in made])):
+    for words in store.tasks.submit_batches(_batches(publication for *_, publication in made)):
         for word in words:
             index, task_id, shape, _ = made[at]
             at += 1
@@ -284,15 +293,17 @@ def submit_items(store: Store, items: Sequence[Item]) -> list[Published | MeshEr
     return answers
 
 
-def _batches(publications: Sequence[Publication]) -> Iterator[Sequence[Publication]]:
-    first = size = 0
-    for index, publication in enumerate(publications):
+def _batches(publications: Iterable[Publication]) -> Iterator[Sequence[Publication]]:
+    batch: list[Publication] = []
+    size = 0
+    for publication in publications:
         size += len(publication.packed)
-        if index > first and (index - first == _BATCH or size > _BATCH_BYTES):
-            yield publications[first:index]
-            first, size = index, len(publication.packed)
-    if first < len(publications):
-        yield publications[first:]
+        if batch and (len(batch) == _BATCH or size > _BATCH_BYTES):
+            yield batch
+            batch, size = [], len(publication.packed)
+        batch.append(publication)
+    if batch:
+        yield batch
 
 
 def _check(word: str, task_id: str, shape: _Shape) -> None:

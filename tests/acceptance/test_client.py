@@ -644,6 +644,14 @@ def test_what_is_no_coordinator(redis_url: str) -> None:
         mesh.agents()
 
 
+def test_what_answers_there_but_is_no_coordinator_is_passed_over(fleet: Fleet) -> None:
+    """Agents and coordinators share a default port: where a coordinator was, an agent may answer now."""
+    (agent,) = fleet.place.mesh.agents()
+    url = f"http://127.0.0.1:{agent.port},{fleet.urls['c2']}"
+    with Mesh(coordinator_url=url, namespace=fleet.place.namespace) as mesh:
+        assert mesh.submit("double", 4).result(timeout_s=WAIT_S) == 8
+
+
 def test_a_coordinator_is_killed_on_the_way(fleet: Fleet) -> None:
     """Those who wait and those who submit do not notice, and nothing is submitted twice."""
     gate, results = fleet.gate(), []

@@ -37,7 +37,7 @@ def join(store: Store, agent: str, *queues: str, slots: int = 1, held: int = 0) 
 
 def waiting(store: Store, *agents: str) -> dict[str, int]:
     """How many tasks wait with each agent."""
-    return {agent: len(store.tasks.waiting(own_queue(agent))) for agent in agents}
+    return {agent: len(store.tasks.waiting(own_queue(agent), 10_000)) for agent in agents}
 
 
 def submit(store: Store, number: int, how: str, first: int = 0) -> None:
@@ -59,16 +59,29 @@ def test_a_placing_says_strategy_and_region() -> None:
 
 
 def test_round_robin_gives_each_agent_the_same_number_within_one(store: Store) -> None:
-    agents = [f"w{number}" for number in range(7)]
+    agents = [f"w{number}" for number in range(10)]
     for agent in agents:
         join(store, agent)
-    submit(store, 500, ROUND_ROBIN)
-    for number in range(500, 600):
+    for first in range(0, 9900, 550):
+        submit(store, 550, ROUND_ROBIN, first=first)
+    for number in range(9900, 10_000):
         submit(store, 1, ROUND_ROBIN, first=number)
     shares = waiting(store, *agents)
-    assert sum(shares.values()) == 600 and max(shares.values()) - min(shares.values()) <= 1
-    assert store.tasks.size("work") == 600, "they all wait for the requirement"
-    assert store.tasks.counts()["work"]["queued"] == 600
+    assert sum(shares.values()) == 10_000 and max(shares.values()) - min(shares.values()) <= 1
+    assert store.tasks.size("work") == 10_000, "they all wait for the requirement"
+    assert store.tasks.counts()["work"]["queued"] == 10_000
+
+
+def test_least_loaded_gives_equal_agents_the_same_within_a_twentieth(store: Store) -> None:
+    agents = [f"w{number}" for number in range(10)]
+    for agent in agents:
+        join(store, agent)
+    for first in range(0, 9000, 500):
+        submit(store, 500, LEAST_LOADED, first=first)
+    for number in range(9000, 10_000):
+        submit(store, 1, LEAST_LOADED, first=number)
+    shares = waiting(store, *agents)
+    assert sum(shares.values()) == 10_000 and 950 <= min(shares.values()) <= max(shares.values()) <= 1050
 
 
 def test_an_agent_that_comes_later_takes_part_without_being_flooded(store: Store) -> None:

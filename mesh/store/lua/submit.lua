@@ -23,11 +23,24 @@ local number = (#ARGV - first_task + 1) / WIDTH
 local arrival = redis.call('INCRBY', sequence, number) - number
 local answers, news, told, queued, arrivals, messages = {}, {}, {}, {}, {}, {}
 
+-- One look for all: nearly always none of the ids is known, and none is given twice.
+local keys, all_new, given = {}, true, {}
+for index = 1, number do
+  local id = ARGV[first_task + (index - 1) * WIDTH + 1]
+  keys[index] = TASK .. id
+  if given[id] then all_new = false end
+  given[id] = true
+end
+for first = 1, number, 4000 do
+  if redis.call('EXISTS', unpack(keys, first, math.min(first + 3999, number))) > 0 then all_new = false end
+end
+
 local function publish(at, index)
   local template, id, token = templates[tonumber(ARGV[at])], ARGV[at + 1], ARGV[at + 3]
   local queue = template.queue
-  local key = TASK .. id
-  local state, known, run, old_queue, old_place = redis.call('HGET', key, 'state'), nil, nil, nil, nil
+  local key = keys[index]
+  local state, known, run, old_queue, old_place
+  if not all_new then state = redis.call('HGET', key, 'state') end
   if state then
     known, run, old_queue, old_place = unpack(redis.call('HMGET', key, 'token', 'run', 'queue', 'place'))
     known, run = known or '', run or 1
