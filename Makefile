@@ -26,14 +26,14 @@ uv_pip = $(with_index) $(UV) pip
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check lint view types imports format conformance bench lock clean
+.PHONY: help install demo test check lint view types imports format conformance bench bench-scale bench-http lock clean
 
 help:
 	@echo "make demo         Redis, a coordinator, agents and Flower; a real job; one agent killed on the way"
 	@echo "make test         unit, integration, acceptance and architecture tests"
 	@echo "make check        ruff, mypy, import-linter (one by one: make lint, make types, make imports)"
 	@echo "make conformance  Celery applications on the mesh's transport"
-	@echo "make bench        throughput beside other task queues"
+	@echo "make bench        throughput beside other task queues (make bench-scale: larger meshes; make bench-http: the API)"
 	@echo "make format       let ruff correct and lay out the sources"
 	@echo "make lock         make requirements.lock anew from pyproject.toml"
 	@echo "make clean        remove everything that make made"
@@ -100,6 +100,10 @@ $(BENCH_INSTALLED): $(UV) pyproject.toml
 
 bench: $(BENCH_INSTALLED)
 	.venv-bench/bin/python -m benchmarks.compare $(BENCH_ARGS)
+
+# Does a larger mesh cost more? What does the HTTP service take?
+bench-scale bench-http: $(BENCH_INSTALLED)
+	.venv-bench/bin/python -m benchmarks.$(if $(filter %scale,$@),scale,http_submit) $(BENCH_ARGS)
 
 # uv.lock holds download addresses and stays out of the repository; the export has versions and hashes only.
 lock: $(UV)
