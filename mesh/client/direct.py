@@ -35,7 +35,6 @@ class Direct:
         self.store = Store(settings)
         self._listener: Listener | None = None
         self._lock = threading.Lock()
-        self._offers: dict[str, tuple[float, str | None]] = {}  # requirement -> until when, why nobody can
 
     # -- submitting
 

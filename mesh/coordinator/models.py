@@ -192,6 +192,8 @@ class TaskView(Struct, kw_only=True):
     state: State
     type: str
     queue: str
+    strategy: str
+    region: str | None
     priority: int
     run: Count
     attempt: Count

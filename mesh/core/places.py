@@ -41,7 +41,7 @@ def placing(strategy: str, region: str | None) -> str:
 def parse_placing(text: str) -> tuple[str, str | None]:
     """(strategy, region) of a record's `placing`."""
     strategy, _, region = text.partition("|")
-    return strategy or Strategy.CAPABILITY_MATCH, region or None
+    return strategy or str(Strategy.CAPABILITY_MATCH), region or None
 
 
 def regional(queues: Iterable[str], region: str | None) -> list[str]:

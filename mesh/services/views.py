@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from mesh.bus import documents
+from mesh.core.places import parse_placing
 from mesh.core.states import State
 from mesh.services.agents import discover
 from mesh.store.client import ResponseError
@@ -28,12 +29,15 @@ def iso(ms: int | None) -> str | None:
 
 
 def task(record: Record) -> dict[str, Any]:
-    """A task's record."""
+    """A task's record; `strategy` and `region` are those that it was submitted with."""
+    strategy, region = parse_placing(record.other.get("placing", ""))
     return {
         "id": record.id,
         "state": str(record.state),
         "type": record.type,
         "queue": record.queue,
+        "strategy": strategy,
+        "region": region,
         "priority": record.priority,
         "run": record.run,
         "attempt": record.attempt,

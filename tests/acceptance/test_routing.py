@@ -117,7 +117,10 @@ def test_what_no_agent_can_do_is_said_at_submission(mesh: Mesh) -> None:
 
 
 def test_a_region_is_preferred_and_another_helps_out(mesh: Mesh) -> None:
-    assert runners(mesh.submit_many("who", [None] * 10, region="eu")) == {"e1": 10}
+    handles = mesh.submit_many("who", [None] * 10, region="eu")
+    assert runners(handles) == {"e1": 10}
+    record = handles[0].record()
+    assert (record["strategy"], record["region"], record["queue"]) == ("capability-match", "eu", "who")
     assert set(runners(mesh.submit_many("who", [0.01] * 10, region="us"))) <= {"u1", "u2"}
     assert sum(runners(mesh.submit_many("who", [None] * 4, region="nowhere")).values()) == 4
     mesh.cordon("e1")
