@@ -26,13 +26,14 @@ uv_pip = $(with_index) $(UV) pip
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check lint view types imports format conformance bench bench-scale bench-http lock clean
+.PHONY: help install demo test check lint view types imports format conformance chaos bench bench-scale bench-http lock clean
 
 help:
 	@echo "make demo         Redis, a coordinator, agents and Flower; a real job; one agent killed on the way"
-	@echo "make test         unit, integration, acceptance and architecture tests"
+	@echo "make test         unit, integration, acceptance and architecture tests, and faults of 90 s"
 	@echo "make check        ruff, mypy, import-linter (one by one: make lint, make types, make imports)"
 	@echo "make conformance  Celery applications on the mesh's transport"
+	@echo "make chaos        the whole fault matrix, under 30 minutes (CHAOS=ci: ten minutes of it)"
 	@echo "make bench        throughput beside other task queues (make bench-scale: larger meshes; make bench-http: the API)"
 	@echo "make format       let ruff correct and lay out the sources"
 	@echo "make lock         make requirements.lock anew from pyproject.toml"
@@ -66,6 +67,12 @@ test: $(INSTALLED)
 
 conformance: $(INSTALLED)
 	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)
+
+# Rows mostly wait, so more of them run side by side than there are cores.
+CHAOS ?= all
+
+chaos: $(INSTALLED)
+	$(BIN)/python -m pytest -n 4 --dist worksteal tests/chaos --chaos $(CHAOS) --chaos-report chaos-report.json $(PYTEST_ARGS)
 
 # mypy and import-linter read folders, not installations: this view has the package in its installed shape, with
 # workers/ and tasks/ inside mesh/.
@@ -114,5 +121,6 @@ lock: $(UV)
 	cp "$$work/requirements.lock" requirements.lock
 
 clean:
-	rm -rf .tools .venv .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .tools .venv .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis \
+		chaos-report.json
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

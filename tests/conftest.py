@@ -15,6 +15,17 @@ hypothesis.settings.load_profile("mesh")
 _numbers = itertools.count(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the fault matrix, tests/chaos."""
+    chaos = parser.getgroup("chaos", "the fault matrix")
+    chaos.addoption(
+        "--chaos", choices=("test", "ci", "all"), default="test", help="which rows of tests/chaos to run"
+    )
+    chaos.addoption(
+        "--chaos-report", metavar="FILE", help="write the rows' outcomes and recovery times, as JSON"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_from_outside() -> Iterator[None]:
     """The developer's own mesh must neither change what tests see nor be touched by them."""
