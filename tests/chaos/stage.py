@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mesh.client import Handle
 from mesh.core.states import State
+from mesh.services.tasks import new_id
 from mesh.store.embedded import start_server
 from mesh.store.tasks import Record
-from tests.chaos import witness
+from mesh.verify.evidence import Observer, collect, read_effects
+from mesh.verify.witness import Effect, Evidence, Submission, require
 from tests.chaos.fleet import Fleet
-from tests.chaos.witness import Effect
 from tests.waiting import wait_until
 
 END_S = 60.0
@@ -24,15 +26,17 @@ END_S = 60.0
 class Stage(Fleet):
     """A fleet with a server of its own, which may be killed, frozen and restarted; leases and time-outs are the defaults.
 
-    `submit` notes what was acknowledged; `all_end` and `check` say what came of it.
+    `submit` notes what was acknowledged; `all_end` and `check` say what came of it. Moments are `time.time()`, as the witness's.
     """
 
     def __init__(self, folder: Path) -> None:
         self.server = start_server(folder / "redis")
+        super().__init__(self.server.url, "stage", folder)
         self.effects_file = folder / "effects"
-        environment = {witness.EFFECTS: str(self.effects_file)}
-        super().__init__(self.server.url, "stage", folder, **environment)
-        self.acknowledged: dict[str, int] = {}  # task id -> its number
+        self.effects_file.touch()
+        self.ledger: dict[str, Submission] = {}
+        self.observer = Observer(self.mesh.store)
+        self.observer.__enter__()
 
     def start(  # type: ignore[override]
         self,
@@ -46,7 +50,7 @@ class Stage(Fleet):
         proxied: bool = False,
         **environ: str,
     ) -> None:
-        """Start an agent with the witness's task types, or those of another module."""
+        """Start an agent with the witness's task type, or those of another module."""
         words = [sys.executable, "-m", "mesh.workers", "--loglevel", "info", "-I", include]
         words += ["--pool", pool, "--concurrency", str(concurrency), "--capabilities", capabilities]
         words += ["--without-gossip", "--without-mingle", "--agent-id", agent_id, *more]
@@ -56,9 +60,12 @@ class Stage(Fleet):
 
     def submit(self, **payload: Any) -> Handle:
         """One task `work`; see there for what its payload may say. It counts as acknowledged when this returns."""
-        number = len(self.acknowledged)
-        handle = self.mesh.submit("work", {"number": number, **payload})
-        self.acknowledged[handle.id] = number
+        number, task_id = len(self.ledger), new_id()
+        self.ledger[task_id] = Submission(id=task_id, number=number, acknowledged=False)
+        body = {"number": number, "effects": str(self.effects_file), **payload}
+        handle = self.mesh.submit("work", body, task_id=task_id)
+        self.ledger[task_id] = Submission(id=task_id, number=number, acknowledged=True)
+        self.observer.watch(task_id)
         return handle
 
     def load(self, tasks: int, seed: int = 0) -> list[Handle]:
@@ -79,35 +86,33 @@ class Stage(Fleet):
         return found
 
     def held_by(self, agent_id: str) -> list[str]:
-        """Ids of the acknowledged tasks that an agent holds now, by the mesh's account."""
-        records = self.mesh.store.tasks.records(list(self.acknowledged))
+        """Ids of the tasks that an agent holds now, by the mesh's account."""
+        records = self.mesh.store.tasks.records(list(self.ledger))
         return [one.id for one in records if one and one.agent == agent_id and not one.ended_already]
 
     def effects(self, task: Handle | None = None, what: str | None = None) -> list[Effect]:
-        """What the witness saw, of one task or of all."""
-        lines = witness.effects(self.effects_file)
+        """What the witness saw, of one task or of all: `begin`, `end` or both."""
+        lines = read_effects(self.effects_file)
         return [
             one for one in lines if (task is None or one.id == task.id) and (what is None or one.what == what)
         ]
 
-    def began(self, task: Handle, times: int = 1, timeout_s: float = END_S) -> Effect:
-        """Wait until that many attempts of it have begun; the last of them."""
-        self.until(
-            lambda: len(self.effects(task, "begin")) >= times, f"attempt {times} of {task.id}", timeout_s
-        )
-        return self.effects(task, "begin")[times - 1]
+    def began(self, task: Handle, times: int = 1, timeout_s: float = END_S, what: str = "begin") -> Effect:
+        """Wait until that many of its attempts have begun (or come to their `end`); the last of them."""
+        self.until(lambda: len(self.effects(task, what)) >= times, f"{what} {times} of {task.id}", timeout_s)
+        return self.effects(task, what)[times - 1]
 
     def until(self, predicate: Callable[[], object], what: str, timeout_s: float = END_S) -> float:
-        """Wait for it; the monotonic moment when it was seen."""
+        """Wait for it; the moment when it was seen."""
         try:
             wait_until(predicate, timeout_s, what)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.tails()}") from None
-        return time.monotonic()
+        return time.time()
 
     def all_end(self, timeout_s: float = END_S) -> float:
-        """Wait until every acknowledged task has ended; the monotonic moment when that was seen."""
-        live = list(self.acknowledged)
+        """Wait until every acknowledged task has ended; the moment when that was seen."""
+        live = [one.id for one in self.ledger.values() if one.acknowledged]
 
         def none_left() -> bool:
             live[:] = [
@@ -117,22 +122,35 @@ class Stage(Fleet):
             ]
             return not live
 
-        return self.until(none_left, f"all of {len(self.acknowledged)} tasks to end", timeout_s)
+        return self.until(none_left, f"all of {len(live)} tasks to end", timeout_s)
 
-    def check(self) -> None:
-        """Every acknowledged task succeeded exactly once, with the result of an attempt that the witness saw end."""
-        succeeded = sum(queue.get("succeeded", 0) for queue in self.mesh.store.tasks.counts().values())
-        assert succeeded == len(self.acknowledged), f"{succeeded} recorded of {len(self.acknowledged)}"
-        ended = {(one.id, one.fence) for one in self.effects(what="end")}
-        for record in self.mesh.store.tasks.records(list(self.acknowledged)):
-            assert record is not None and record.state is State.SUCCEEDED, (record, self.tails())
-            result = self.mesh.handle(record.id).result(timeout_s=5)
-            assert result["square"] == self.acknowledged[record.id] ** 2
-            assert (record.id, result["fence"]) in ended, f"{record} was recorded and never ran"
-            attempt = int(result["fence"].partition("-")[0])
-            assert attempt == record.attempt, f"{record} has a stale attempt's result: {result}"
+    def check(self, others: Mapping[str, State] | None = None) -> Evidence:
+        """Every acknowledged task succeeded exactly once; see `mesh.verify.witness.CHECKS` for what that means.
+
+        `others`: tasks that the row submitted by other ways, and how each has to have ended.
+        """
+        ledger = list(self.ledger.values())
+        evidence = collect(self.mesh.store, ledger, self.effects_file, observer=self.observer)
+        for task_id, state in (others or {}).items():
+            assert evidence.records[task_id].state is state, evidence.records[task_id]
+            evidence = _without(evidence, task_id, state)
+        require(evidence)
+        return evidence
 
     def close(self) -> None:
         """End everything that was started."""
+        self.observer.__exit__(None, None, None)
         super().close()
         self.server.stop()
+
+
+def _without(evidence: Evidence, task_id: str, state: State) -> Evidence:
+    return dataclasses.replace(
+        evidence,
+        ledger=[one for one in evidence.ledger if one.id != task_id],
+        effects=[one for one in evidence.effects if one.id != task_id],
+        records={one: record for one, record in evidence.records.items() if one != task_id},
+        results={one: result for one, result in evidence.results.items() if one != task_id},
+        counters={**evidence.counters, state: evidence.counters[state] - 1},
+        pushes=[one for one in evidence.pushes if one.id != task_id],
+    )
