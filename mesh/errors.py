@@ -8,7 +8,7 @@
     ├── Invalid                  a payload, a name or a setting is wrong   422   exit 2
     ├── Unsatisfiable            no agent can meet the requirement         409   exit 7
     ├── Conflict                 the id is in use by something else        409   exit 7
-    ├── StaleFence               a late word from an attempt that is over  409   exit 7
+    ├── StaleFence               a late word from what is over             409   exit 7
     ├── StoreUnavailable         Redis does not answer                     503   exit 5
     ├── CoordinatorUnavailable   no coordinator answers                    503   exit 5
     ├── TaskFailed               the task ended without a result           424   exit 1
@@ -90,7 +90,7 @@ class Conflict(MeshError):
 
 
 class StaleFence(MeshError):
-    """A word from an attempt that no longer holds the task's lease; nothing was changed."""
+    """A word from an attempt that no longer holds the task's lease, or from a leader of before; nothing was changed."""
 
     http_status = 409
     exit_code = 7

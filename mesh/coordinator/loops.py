@@ -1,7 +1,7 @@
 """What the leading coordinator does over and over: one small class a loop, each with a bounded `run_once`.
 
-The scripts behind the loops are guarded by state and fence: two coordinators that both think they lead do no harm, only
-work twice. Leading is for economy. A loop says what it did in numbers, and logs only when it did something.
+Each run carries the lead under which it was started, and its scripts refuse one that is over. A loop says what it did in
+numbers, and logs only when it did something.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mesh.errors import MeshError, StoreUnavailable
+from mesh.coordinator.leadership import Leadership
+from mesh.core.agents import Health
+from mesh.errors import StaleFence, StoreUnavailable
+from mesh.services import agents
+from mesh.store.agents import Lead
 from mesh.store.coordinators import Coordinators
 from mesh.store.store import Store
 
-__all__ = ["Leadership", "Loop", "Reap", "Report", "Retention", "Runner", "Tick"]
+__all__ = ["HealthCheck", "Loop", "Reap", "Report", "Runner", "Tick"]
 logger = logging.getLogger(__name__)
 Complete = Callable[[list[str]], None]
 
-LEAD_MS = 3000
-_RENEW_S = 1.0
-_TRY_S = 0.4  # a follower asks more often, so that a lead that nobody holds is found soon
+_LOOK_S, _IDLE_S = 0.1, 2.0
+_STOP_S = 5.0  # for the runs under way, when the process stops
+_WELL = (Health.HEALTHY, Health.DRAINING, Health.OFFLINE)  # what an agent is meant to be, at some time
 _PAGES = 50  # a run ends after so many pages even if there is more: the next run goes on
 
 
@@ -46,13 +50,13 @@ class Loop(Protocol):
     name: str
     every_s: float
 
-    def run_once(self) -> Report:
-        """One bounded run. Raises `StoreUnavailable`."""
+    def run_once(self, lead: Lead) -> Report:
+        """One bounded run. Raises `StoreUnavailable`, `StaleFence` if the lead is over."""
         ...
 
 
 class Reap:
-    """Takes back tasks whose lease ended: their agent is lost. Agents do the same; whoever comes first."""
+    """Takes back tasks whose lease ended: their agent is lost. Agents do the same; whoever comes first, so it needs no lead."""
 
     name = "reap"
     page = 200
@@ -62,7 +66,7 @@ class Reap:
         # Each run leaves the pulse that says that Redis was there: where no agent beats, it must come as often.
         self.every_s = min(2.0, store.settings.lease_renew_ms / 1000)
 
-    def run_once(self) -> Report:
+    def run_once(self, lead: Lead) -> Report:
         """One run."""
         again = aside = 0
         for _ in range(_PAGES):
@@ -85,11 +89,11 @@ class Tick:
     def __init__(self, store: Store, complete_chords: Complete) -> None:
         self._store, self._complete = store, complete_chords
 
-    def run_once(self) -> Report:
+    def run_once(self, lead: Lead) -> Report:
         """One run."""
         counts = {"promoted": 0, "expired": 0, "forgotten": 0, "left_region": 0, "chords": 0}
         for _ in range(_PAGES):
-            *numbers, due, left = self._store.tasks.tick(self.page)
+            *numbers, due, left = self._store.tasks.tick(lead.fence, self.page)
             numbers.append(left)
             for name, number in zip(counts, (*numbers, len(due)), strict=True):
                 counts[name] += number
@@ -100,64 +104,34 @@ class Tick:
         return Report(counts=counts, more=True)
 
 
-class Retention:
-    """Forgets agents and coordinators that are long gone."""
+class HealthCheck:
+    """Judges the health of all agents, says what has changed, and forgets agents and coordinators that are long gone."""
 
-    name, every_s = "retention", 60.0
+    name = "health"
 
     def __init__(self, store: Store, coordinators: Coordinators) -> None:
         self._store, self._coordinators = store, coordinators
+        self.every_s = store.settings.health_check_interval_ms / 1000
 
-    def run_once(self) -> Report:
+    def run_once(self, lead: Lead) -> Report:
         """One run."""
+        judged = agents.judge(self._store, lead.fence)
+        changes = 0
+        for agent, before in judged.changed:
+            well = agent.status in _WELL
+            if not before and well:
+                continue  # it is new
+            changes += 1
+            why = agent.condition or f"last heard of {agent.silent_ms / 1000:.1f} s ago"
+            level = logging.INFO if well else logging.WARNING
+            logger.log(level, "agent %s is %s, was %s: %s", agent.id, agent.status, before or "new", why)
         return Report(
             counts={
-                "agents": self._store.agents.forget_old(),
-                "coordinators": self._coordinators.forget_gone(),
+                "changed": changes,
+                "agents_forgotten": judged.forgotten,
+                "coordinators_forgotten": self._coordinators.forget_gone(),
             }
         )
-
-
-class Leadership:
-    """Takes and keeps the lead, and says so to everybody. Trust in a lead counts from before it was asked for."""
-
-    def __init__(
-        self, store: Store, coordinators: Coordinators, coordinator: str, fields: Callable[[], dict[str, Any]]
-    ) -> None:
-        self._store, self._coordinators = store, coordinators
-        self._id, self._fields = coordinator, fields
-        self._until = 0.0
-        self.term, self.leader = 0, ""
-
-    @property
-    def leading(self) -> bool:
-        """Whether this coordinator leads now, by its own clock."""
-        return time.monotonic() < self._until
-
-    @property
-    def every_s(self) -> float:
-        """Pause before the next run."""
-        return _RENEW_S if self.leading else _TRY_S
-
-    def run_once(self) -> None:
-        """Take or keep the lead; announce. Raises `StoreUnavailable`."""
-        asked_at, before = time.monotonic(), self.leading
-        leads, self.term, self.leader = self._store.agents.lead(self._id, LEAD_MS)
-        self._until = asked_at + LEAD_MS / 1000 if leads else 0.0
-        self._coordinators.announce(self._id, self._fields())
-        if leads and not before:
-            logger.info("leads namespace %s, term %d", self._store.keys.namespace, self.term)
-        elif before and not leads:
-            logger.warning("%s leads now, term %d", self.leader, self.term)
-
-    def resign(self) -> None:
-        """Give the lead up and withdraw; what fails then runs out by itself."""
-        self._until = 0.0
-        try:
-            self._store.agents.resign(self._id)
-            self._coordinators.withdraw(self._id)
-        except MeshError as error:
-            logger.warning("stopped without saying so: %s", error)
 
 
 @dataclass(kw_only=True)
@@ -180,6 +154,7 @@ class Runner:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._away = threading.Event()
+        self._lead_taken = threading.Event()
 
     @property
     def alive(self) -> bool:
@@ -194,34 +169,42 @@ class Runner:
         for thread in self._threads:
             thread.start()
 
-    def stop(self, timeout_s: float = 5.0) -> None:
-        """Let the runs under way end, then resign."""
+    def stop(self) -> None:
+        """Resign, so that another leads at once, and let the runs under way end; what they still want is refused."""
         self._stop.set()
-        until = time.monotonic() + timeout_s
+        self._lead_taken.set()
+        self.leadership.resign()
+        until = time.monotonic() + _STOP_S
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
-        self.leadership.resign()
+        self.leadership.withdraw()
 
     def _keep_lead(self) -> None:
-        while True:
+        while not self._stop.is_set():
             self._guarded(self.leadership.run_once)
-            if self._stop.wait(self.leadership.every_s):
-                return
+            if self.leadership.leading:
+                self._lead_taken.set()
+            else:
+                self._lead_taken.clear()
+            self._stop.wait(self.leadership.pause_s)
 
     def _repeat(self, loop: Loop) -> None:
         pause = 0.0
         while not self._stop.wait(pause):
-            pause = loop.every_s
-            if self.leadership.leading:
-                more = self._guarded(lambda: self._run(loop))
-                pause = 0.0 if more else pause
+            self._lead_taken.wait(_IDLE_S)  # a new leader starts all its loops at once
+            lead = self.leadership.lead
+            if lead is None:
+                pause = _LOOK_S
             else:
-                pause = min(pause, _TRY_S)  # a new leader starts all its loops at once
+                pause = 0.0 if self._guarded(lambda: self._run(loop, lead)) else loop.every_s  # noqa: B023
 
-    def _run(self, loop: Loop) -> bool:
+    def _run(self, loop: Loop, lead: Lead) -> bool:
         last, begun = self.last[loop.name], time.monotonic()
         try:
-            report = loop.run_once()
+            report = loop.run_once(lead)
+        except StaleFence:
+            self.leadership.over(lead)
+            return False
         except Exception as error:
             last.error = str(error)
             raise

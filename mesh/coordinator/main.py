@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -66,7 +67,8 @@ class _Server(uvicorn.Server):
     front: Front
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish the requests under way; what only waits is answered at once."""
+        """Finish the requests under way; what only waits is answered at once. Another may lead meanwhile."""
+        threading.Thread(target=self.front.coordinator.runner.stop, name="mesh-stop").start()
         self.front.end_waits()
         await super().shutdown(sockets)
 

@@ -317,12 +317,15 @@ class AgentView(Struct, kw_only=True):
     last_beat_at: Time
     silent_ms: Count
     cordoned: bool
+    condition: str
+    status_since: Time | None
 
 
 class AgentList(Struct, kw_only=True):
-    """Agents by id."""
+    """Agents by id, and how many there are of each health."""
 
     agents: list[AgentView]
+    counts: dict[str, int]
 
 
 class CapabilityView(Struct, kw_only=True):

@@ -29,9 +29,9 @@ AgentId = Annotated[str, Path(description="Id of the agent.", examples=["worker-
 def list_agents(
     store: Space, capability: str | None = None, status: Health | None = None, region: str | None = None
 ) -> Response:
-    """From the live registry; one that has left is seen as offline for a day."""
+    """From the live registry, with how many there are of each health; one that has left is seen as offline for a day."""
     found = agent_services.discover(store, capability=capability, status=status, region=region)
-    return Json({"agents": [agent.to_json() for agent in found]})
+    return Json({"agents": [agent.to_json() for agent in found], "counts": agent_services.counts(found)})
 
 
 def _agent(store: Store, agent_id: str) -> AgentInfo:

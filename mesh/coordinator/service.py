@@ -10,9 +10,10 @@ from collections import Counter
 from typing import Any
 
 from mesh import __version__
-from mesh.coordinator.loops import Complete, Leadership, Reap, Retention, Runner, Tick
+from mesh.coordinator.leadership import Leadership
+from mesh.coordinator.loops import Complete, HealthCheck, Reap, Runner, Tick
 from mesh.errors import Conflict, MeshError
-from mesh.services.agents import discover
+from mesh.services.agents import counts, discover
 from mesh.services.views import iso
 from mesh.settings import Settings
 from mesh.store.coordinators import TTL_MS, Coordinators
@@ -42,7 +43,7 @@ class Coordinator:
             (
                 Reap(self.store, complete_chords),
                 Tick(self.store, complete_chords),
-                Retention(self.store, self.coordinators),
+                HealthCheck(self.store, self.coordinators),
             ),
         )
 
@@ -127,7 +128,7 @@ class Coordinator:
             for _, state, number in self.store.tasks.live():
                 tasks[state] += number
             body["tasks"] = dict(tasks)
-            body["agents"] = dict(Counter(str(agent.status) for agent in discover(self.store)))
+            body["agents"] = counts(discover(self.store))
         except MeshError as error:
             body |= {"status": "unhealthy", "redis_latency_ms": None, "detail": str(error)}
         if not self.runner.alive:

@@ -9,7 +9,7 @@ class Health(StrEnum):
     """What people and routing see of an agent."""
 
     HEALTHY = "healthy"
-    DEGRADED = "degraded"  # missed its heartbeat, or its leases have ended: its tasks run elsewhere
+    DEGRADED = "degraded"  # missed its heartbeat, lost its leases (its tasks run elsewhere), or says what is wrong with it
     UNHEALTHY = "unhealthy"  # silent for longer than the threshold
     DRAINING = "draining"  # takes no new work and leaves when it has finished
     OFFLINE = "offline"  # has left
@@ -21,12 +21,12 @@ def health(
     left: bool,
     absent: bool,
     draining: bool,
+    condition: bool = False,
     heartbeat_interval_ms: int,
     unhealthy_threshold_ms: int,
 ) -> Health:
-    """`silent_ms`: time since its last beat; `absent`: its leases have ended by silence.
-
-    The other times are the settings of the same names.
+    """`silent_ms`: time since its last beat; `absent`: its leases have ended by silence; `condition`: it says itself that
+    something is wrong with it. The other times are the settings of the same names.
     """
     if left:
         return Health.OFFLINE
@@ -34,4 +34,6 @@ def health(
         return Health.UNHEALTHY
     if absent or silent_ms > heartbeat_interval_ms:
         return Health.DEGRADED
-    return Health.DRAINING if draining else Health.HEALTHY
+    if draining:
+        return Health.DRAINING
+    return Health.DEGRADED if condition else Health.HEALTHY

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import re
 import time
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from mesh.store.store import Store
 _OFFERED_FOR_S = 5.0  # how long "somebody can take it" is believed
 _MISSED_FOR_S = 1.0  # ... and "nobody can"
 _REMEMBERED = 10_000
+_PAGE = 500  # verdicts that one script records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,8 @@ class AgentInfo:
     last_beat_at: str
     silent_ms: int
     cordoned: bool
+    condition: str = ""  # what it says is wrong with it
+    status_since: str | None = None  # as the leader saw it; None if it has not looked since the last change
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -56,19 +61,22 @@ def _iso(ms: str | int) -> str:
 def _info(row: dict[str, str], now_ms: int, settings: Settings) -> AgentInfo:
     beat = int(row.get("beat", "0"))
     labels = row.get("labels", "")
+    condition = row.get("condition", "")
+    status = health(
+        silent_ms=now_ms - beat,
+        left="left" in row,
+        absent="absent" in row,
+        draining=row.get("state") == "draining" or "drain" in row,
+        condition=bool(condition),
+        heartbeat_interval_ms=settings.heartbeat_interval_ms,
+        unhealthy_threshold_ms=settings.unhealthy_threshold_ms,
+    )
     return AgentInfo(
         id=row["id"],
         name=row.get("name", row["id"]),
         type=row.get("type", ""),
         namespace=row.get("namespace", ""),
-        status=health(
-            silent_ms=now_ms - beat,
-            left="left" in row,
-            absent="absent" in row,
-            draining=row.get("state") == "draining" or "drain" in row,
-            heartbeat_interval_ms=settings.heartbeat_interval_ms,
-            unhealthy_threshold_ms=settings.unhealthy_threshold_ms,
-        ),
+        status=status,
         capabilities=tuple(one for one in row.get("capabilities", "").split(",") if one),
         region=row.get("region") or None,
         labels=dict(pair.split("=", 1) for pair in labels.split(",") if "=" in pair),
@@ -83,6 +91,8 @@ def _info(row: dict[str, str], now_ms: int, settings: Settings) -> AgentInfo:
         last_beat_at=_iso(beat),
         silent_ms=max(0, now_ms - beat),
         cordoned="cordoned" in row,
+        condition=condition,
+        status_since=_iso(row["judged_at"]) if row.get("judged") == status else None,
     )
 
 
@@ -99,6 +109,36 @@ def discover(
         and (status is None or agent.status == status)
         and (region is None or agent.region == region)
     ]
+
+
+def counts(agents: Iterable[AgentInfo]) -> dict[str, int]:
+    """How many agents there are of each health; those that nobody has are left out."""
+    number = Counter(agent.status for agent in agents)
+    return {str(status): number[status] for status in Health if number[status]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What the leader found: agents whose health has changed with what it was before, how many went from the list."""
+
+    changed: list[tuple[AgentInfo, str]]
+    forgotten: int
+
+
+def judge(store: Store, lead: str) -> Judged:
+    """Judge the health of all agents, and record what has changed. Raises `StaleFence` if `lead` is over."""
+    now_ms = store.agents.now_ms()
+    rows = {row["id"]: row for row in store.agents.all()}
+    verdicts: dict[str, str] = {name: "" for name in store.agents.names() if name not in rows}
+    changed = []
+    for agent_id, row in rows.items():
+        agent, before = _info(row, now_ms, store.settings), row.get("judged", "")
+        if agent.status != before:
+            verdicts[agent_id] = str(agent.status)
+            changed.append((agent, before))
+    words = list(verdicts.items())
+    pages = [dict(words[first : first + _PAGE]) for first in range(0, len(words), _PAGE)]
+    return Judged(changed=changed, forgotten=sum(store.agents.judge(lead, page) for page in pages))
 
 
 def capable(store: Store, requirement: str) -> list[AgentInfo]:

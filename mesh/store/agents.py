@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from mesh.errors import StaleFence
 from mesh.store.client import Client
 from mesh.store.keys import NAMESPACES, Keys
 from mesh.store.scripts import Arg, Args, Key, Prefix, script
@@ -79,12 +80,15 @@ def lead(leader: Key, coordinator: Arg[str], lead_ms: Arg[int]) -> None: ...
 
 
 @script
-def resign(leader: Key, coordinator: Arg[str]) -> None: ...
+def resign(leader: Key, lead: Arg[str]) -> None: ...
 
 
-ALL = (join, offer, cordon, renew, leave, evict, lead, resign)
+@script
+def judge(agents: Key, leader: Key, prefix: Prefix, lead: Arg[str], verdicts: Args[str]) -> None: ...
+
+
+ALL = (join, offer, cordon, renew, leave, evict, lead, resign, judge)
 _PAGE = 1000  # tasks that one script moves
-_AGENTS_KEPT_MS = 86_400_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,21 @@ class Joined:
     incarnation: int
     before: int = 0  # incarnation that the id had before us, 0 if none
     beat_age_ms: int = 0  # how long ago the other has beaten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """Who leads a namespace, as the caller was told when it asked for the lead."""
+
+    mine: bool
+    term: int
+    leader: str
+    ends_in_ms: int
+
+    @property
+    def fence(self) -> str:
+        """What the scripts that only the leader runs compare: nobody else has ever had this one."""
+        return f"{self.leader}#{self.term}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,12 +218,10 @@ class Agents:
 
     def all(self) -> list[dict[str, str]]:
         """Every registration, sorted by id."""
-        names = self._client.execute("ZRANGE", self._keys["agents"], 0, -1)
+        names = self.names()
         if not names:
             return []
-        replies = self._client.pipeline(
-            *[("HGETALL", self._keys.of("agent", name.decode())) for name in names]
-        )
+        replies = self._client.pipeline(*[("HGETALL", self._keys.of("agent", name)) for name in names])
         return sorted((_pairs(raw) for raw in replies if raw), key=lambda row: row["id"])
 
     def now_ms(self) -> int:
@@ -212,19 +229,28 @@ class Agents:
         seconds, micros = self._client.execute("TIME")
         return int(seconds) * 1000 + int(micros) // 1000
 
-    def forget_old(self) -> int:
-        """Drop agents from the index that have not beaten for a day (their records have gone by themselves)."""
-        limit = self.now_ms() - _AGENTS_KEPT_MS
-        return int(self._client.execute("ZREMRANGEBYSCORE", self._keys["agents"], "-inf", limit))
+    def names(self) -> list[str]:
+        """The ids on the list, also of those whose records have gone with their retention."""
+        return [name.decode() for name in self._client.execute("ZRANGE", self._keys["agents"], 0, -1)]
 
-    def lead(self, coordinator: str, lead_ms: int) -> tuple[bool, int, str]:
-        """Take or keep the lead: (leading, term, leader's id)."""
-        answer = self.bound["lead"](coordinator, lead_ms)
-        return bool(answer[0]), int(answer[1]), answer[2].decode()
+    def judge(self, lead: str, verdicts: Mapping[str, str]) -> int:
+        """Record the health of agents, '' for one whose record has gone: how many went from the list.
 
-    def resign(self, coordinator: str) -> bool:
-        """Give the lead up."""
-        return bool(self.bound["resign"](coordinator))
+        Raises `StaleFence` if the lead is over.
+        """
+        gone = self.bound["judge"](lead, *[word for verdict in verdicts.items() for word in verdict])
+        if gone is None:
+            raise StaleFence(f"The lead {lead} is over: nothing was changed.")
+        return int(gone)
+
+    def lead(self, coordinator: str, lead_ms: int) -> Lead:
+        """Take or keep the lead."""
+        mine, term, leader, ends_in_ms = self.bound["lead"](coordinator, lead_ms)
+        return Lead(mine=bool(mine), term=term, leader=leader.decode(), ends_in_ms=ends_in_ms)
+
+    def resign(self, lead: str) -> bool:
+        """Give the lead up; False if it was over."""
+        return bool(self.bound["resign"](lead))
 
 
 def _pairs(raw: Sequence[bytes]) -> dict[str, str]:

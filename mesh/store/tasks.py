@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mesh.core.states import LIVE, TERMINAL, State
+from mesh.errors import StaleFence
 from mesh.store.client import Client, pack_words
 from mesh.store.keys import Keys
 from mesh.store.scripts import Bound, call_together
@@ -355,9 +356,14 @@ class Tasks:
         answer = self.bound["reap"](self._keep[2], self._max_crashes, self.lease_ms, self.renew_ms, limit)
         return int(answer[0]), int(answer[1]), int(answer[2]), [group.decode() for group in answer[3]]
 
-    def tick(self, limit: int = 500) -> tuple[int, int, int, list[str], int]:
-        """Promote and expire: (promoted, expired, dead letters forgotten, chords due for 2 s, left their region)."""
-        answer = self.bound["tick"](self._keep[0], self._keep[2], self._spill_ms, limit)
+    def tick(self, lead: str, limit: int = 500) -> tuple[int, int, int, list[str], int]:
+        """Promote and expire: (promoted, expired, dead letters forgotten, chords due for 2 s, left their region).
+
+        `lead`: the lead that the caller holds, see `mesh.store.agents.Lead`. Raises `StaleFence` if it is over.
+        """
+        answer = self.bound["tick"](lead, self._keep[0], self._keep[2], self._spill_ms, limit)
+        if answer is None:
+            raise StaleFence(f"The lead {lead} is over: nothing was changed.")
         promoted, expired, forgotten, due, spilled = answer
         return int(promoted), int(expired), int(forgotten), [group.decode() for group in due], int(spilled)
 

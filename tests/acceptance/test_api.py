@@ -349,9 +349,11 @@ def test_pages_of_a_list(api: Api) -> None:
 
 
 def test_agents_types_and_the_cluster(api: Api) -> None:
-    (agent,) = api.get("agents", capability="sums", status="healthy").json()["agents"]
+    body = api.get("agents", capability="sums", status="healthy").json()
+    assert body["counts"] == {"healthy": 1}
+    (agent,) = body["agents"]
     assert agent["id"] == "w1" and api.get("agents/w1").json()["slots"] == 4
-    assert api.get("agents", region="mars").json() == {"agents": []}
+    assert api.get("agents", region="mars").json() == {"agents": [], "counts": {}}
     assert api.post("agents/w1:cordon").json()["cordoned"] is True
     try:
         told = api.post("tasks:explain", {"type": "add"}).json()

@@ -32,6 +32,11 @@ def without_fences(store: Store) -> Store:
     return store
 
 
+def tick(store: Store) -> tuple[int, int, int, list[str], int]:
+    """One turn of the leader's loop over time, by a leader."""
+    return store.tasks.tick(store.agents.lead("leads", MINUTE_MS).fence)
+
+
 def publication(
     task_id: str, queue: str = "work", *, message: bytes = b"message of t", token: str = "", **more: Any
 ) -> Publication:

@@ -208,7 +208,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def tick(self) -> None:
-        promoted, expired, forgotten, due, _ = self.store.tasks.tick()
+        promoted, expired, forgotten, due, _ = stores.tick(self.store)
         assert (promoted, expired, forgotten, due) == (*self.model.tick(), 0, [])
 
     # -- what must be so after every step

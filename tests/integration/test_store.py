@@ -28,6 +28,7 @@ from tests.integration.stores import (
     record,
     settle,
     take,
+    tick,
 )
 
 # -- ends
@@ -287,8 +288,8 @@ def test_a_full_server_takes_nothing_new_but_lets_work_be_finished(namespace: st
         assert store.tasks.release([entry(two)]) == ["moved"]
         assert store.agents.renew("w", 1, {}, [entry(three)]).words == ["held"]
         assert store.tasks.cancel("c", "to make room")[0] == "moved"
-        assert store.tasks.reap()[:2] == (0, 0) and store.tasks.tick()[:2] == (0, 0)
-        assert store.agents.lead("c1", 1000)[0]
+        assert store.tasks.reap()[:2] == (0, 0) and tick(store)[:2] == (0, 0)
+        assert store.agents.lead("leads", 1000).mine
         store.close()
 
 

@@ -1,16 +1,26 @@
 """Agents in the store: who has an id, who is evicted, what they are told, who leads."""
 
+from collections.abc import Callable
+
+import pytest
+
+from mesh.errors import StaleFence
+from mesh.services import agents
+from mesh.store.agents import Lead
 from mesh.store.keys import NAMESPACES
 from mesh.store.store import Store
 from tests.integration.stores import (
     LONG_AGO_MS,
     MINUTE_MS,
     begin,
+    fall_due,
     fetch,
+    open_store,
     publish,
     record,
     settle,
     take,
+    without_fences,
 )
 from tests.waiting import wait_until
 
@@ -112,12 +122,69 @@ def test_a_beat_reports_load_and_keeps_the_registration(store: Store) -> None:
     assert store.client.execute("PTTL", key) > MINUTE_MS, "a day from its last beat on"
 
 
-def test_agents_silent_for_a_day_are_forgotten(store: Store) -> None:
+# -- health
+
+
+def judge(store: Store, **settings: int) -> agents.Judged:
+    """One run of the leader's loop over health."""
+    judging = open_store(store.settings.redis_url, store.settings.namespace, **settings)
+    return agents.judge(judging, store.agents.lead("leads", MINUTE_MS).fence)
+
+
+def found(judged: agents.Judged) -> list[tuple[str, str, str]]:
+    return [(agent.id, before, str(agent.status)) for agent, before in judged.changed]
+
+
+def test_a_change_of_health_is_recorded_once(store: Store) -> None:
+    for agent in ("a", "b", "c"):
+        join(store, agent)
+    assert found(judge(store)) == [("a", "", "healthy"), ("b", "", "healthy"), ("c", "", "healthy")]
+    assert found(judge(store)) == []
+    age(store, "a", 31_000)
+    age(store, "b", 301_000)
+    assert agents.counts(agents.discover(store)) == {"healthy": 1, "degraded": 1, "unhealthy": 1}
+    assert [one.status_since for one in agents.discover(store)][:2] == [None, None], "nobody has looked since"
+    assert found(judge(store)) == [("a", "healthy", "degraded"), ("b", "healthy", "unhealthy")]
+    assert found(judge(store)) == []
+    assert all(one.status_since for one in agents.discover(store))
+    assert found(judge(store, heartbeat_interval_ms=MINUTE_MS, unhealthy_threshold_ms=400_000)) == [
+        ("a", "degraded", "healthy"), ("b", "unhealthy", "degraded"),
+    ]  # fmt: skip
+
+
+def test_what_an_agent_says_is_wrong_with_it_makes_it_degraded(store: Store) -> None:
+    incarnation = join(store)
+    sentence = "1 task runs past its time limit and cannot be stopped"
+    store.agents.renew("w", incarnation, {"condition": sentence}, [])
+    (agent,) = agents.discover(store)
+    assert (agent.status, agent.condition) == ("degraded", sentence)
+    store.agents.renew("w", incarnation, {"condition": ""}, [])
+    (agent,) = agents.discover(store)
+    assert (agent.status, agent.condition) == ("healthy", "")
+
+
+def test_what_was_found_last_outlives_a_new_registration(store: Store) -> None:
+    incarnation = join(store)
+    judge(store)
+    store.agents.leave("w", incarnation)
+    assert found(judge(store)) == [("w", "healthy", "offline")]
+    join(store)
+    assert found(judge(store)) == [("w", "offline", "healthy")]
+
+
+def test_agents_whose_record_has_gone_go_from_the_list(store: Store) -> None:
     join(store, "old")
     join(store, "new")
-    store.client.execute("ZADD", store.keys["agents"], LONG_AGO_MS, "old")
-    assert store.agents.forget_old() == 1
-    assert [one["id"] for one in store.agents.all()] == ["new"]
+    store.client.execute("DEL", store.keys.of("agent", "old"))  # as its retention does
+    assert [one.id for one in agents.discover(store)] == ["new"]
+    assert store.agents.names() == ["old", "new"]
+    assert judge(store).forgotten == 1 and store.agents.names() == ["new"]
+
+
+def test_a_verdict_makes_no_record(store: Store) -> None:
+    lead = store.agents.lead("leads", MINUTE_MS).fence
+    store.agents.judge(lead, {"never-there": "unhealthy"})
+    assert store.agents.get("never-there") is None
 
 
 # -- eviction
@@ -196,12 +263,63 @@ def test_a_nudge_is_one_token_that_ends(store: Store) -> None:
 # -- leader
 
 
+def words(lead: Lead) -> tuple[bool, int, str]:
+    return lead.mine, lead.term, lead.leader
+
+
 def test_one_leads_until_it_resigns_or_falls_silent_and_terms_rise(store: Store) -> None:
-    assert store.agents.lead("c1", MINUTE_MS) == (True, 1, "c1")
-    assert store.agents.lead("c2", MINUTE_MS) == (False, 1, "c1")
-    assert store.agents.lead("c1", MINUTE_MS) == (True, 1, "c1")
-    assert store.agents.resign("c2") is False
-    assert store.agents.resign("c1") is True
-    assert store.agents.lead("c2", MINUTE_MS) == (True, 2, "c2")
+    first = store.agents.lead("c1", MINUTE_MS)
+    assert words(first) == (True, 1, "c1") and first.ends_in_ms == MINUTE_MS
+    other = store.agents.lead("c2", MINUTE_MS)
+    assert words(other) == (False, 1, "c1") and 0 < other.ends_in_ms <= MINUTE_MS
+    assert words(store.agents.lead("c1", MINUTE_MS)) == (True, 1, "c1")
+    assert store.agents.resign("c2#1") is False and store.agents.resign("c1#0") is False
+    assert store.agents.resign(first.fence) is True and store.agents.resign(first.fence) is False
+    assert words(store.agents.lead("c2", MINUTE_MS)) == (True, 2, "c2")
+    run_out(store)
+    assert words(store.agents.lead("c2", MINUTE_MS)) == (True, 3, "c2"), "a lead that ran out is a new term"
+
+
+def run_out(store: Store) -> None:
     store.client.execute("HSET", store.keys["leader"], "until", LONG_AGO_MS)
-    assert store.agents.lead("c2", MINUTE_MS) == (True, 3, "c2"), "a lead that lapsed is a new term"
+
+
+def take_over(store: Store) -> None:
+    run_out(store)
+    assert store.agents.lead("c2", MINUTE_MS).mine
+
+
+def take_over_again(store: Store) -> None:
+    """The same id under the next term: a process that was frozen while its successor got its name."""
+    run_out(store)
+    assert store.agents.lead("c1", MINUTE_MS).term == 2
+
+
+def take_the_same_term(store: Store) -> None:
+    """A failover of Redis forgot the first lead."""
+    store.client.execute("HSET", store.keys["leader"], "id", "c2", "term", 1)
+
+
+@pytest.mark.parametrize("over", [run_out, take_over, take_over_again, take_the_same_term])
+@pytest.mark.parametrize("fenced", [True, False])
+def test_a_lead_that_is_over_changes_nothing(
+    store: Store, over: Callable[[Store], None], fenced: bool
+) -> None:
+    """`fenced` False: the same with scripts that forget to look, to see that this test would notice."""
+    lead = store.agents.lead("c1", MINUTE_MS).fence
+    over(store)
+    publish(store, "due", delay_ms=MINUTE_MS)
+    fall_due(store, "due")
+    join(store)
+    if not fenced:
+        without_fences(store)
+        assert store.tasks.tick(lead)[0] == 1
+        store.agents.judge(lead, {"w": "unhealthy"})
+        assert (store.agents.get("w") or {})["judged"] == "unhealthy"
+        return
+    with pytest.raises(StaleFence, match="The lead c1#1 is over"):
+        store.tasks.tick(lead)
+    with pytest.raises(StaleFence, match="The lead c1#1 is over"):
+        store.agents.judge(lead, {"w": "unhealthy", "never-there": ""})
+    assert store.agents.resign(lead) is False
+    assert record(store, "due").state == "scheduled" and "judged" not in (store.agents.get("w") or {})

@@ -15,6 +15,7 @@ from tests.integration.stores import (
     open_store,
     publish,
     settle,
+    tick,
 )
 
 
@@ -149,9 +150,9 @@ def test_a_chord_that_is_not_complete_cannot_be_claimed(store: Store) -> None:
 def test_whoever_beats_or_ticks_hears_of_chords_left_due_for_two_seconds(store: Store) -> None:
     for one in begin_chord(store):
         settle(store, one)
-    assert store.tasks.tick()[3] == [] and store.agents.renew("w", 1, {}, []).chords_due == []
+    assert tick(store)[3] == [] and store.agents.renew("w", 1, {}, []).chords_due == []
     store.client.execute("ZADD", store.keys["chords_due"], LONG_AGO_MS, "g")
-    assert store.tasks.tick()[3] == ["g"] and store.agents.renew("w", 1, {}, []).chords_due == ["g"]
+    assert tick(store)[3] == ["g"] and store.agents.renew("w", 1, {}, []).chords_due == ["g"]
 
 
 # -- armed again

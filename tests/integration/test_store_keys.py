@@ -21,6 +21,7 @@ from tests.integration.stores import (
     publish,
     settle,
     take,
+    tick,
 )
 
 
@@ -37,7 +38,7 @@ def live_a_whole_life(store: Store) -> None:
         store.agents.renew(agent, incarnation, {"busy": 0}, [])
         if agent == "leaves":
             store.agents.leave(agent, incarnation)
-    store.agents.lead("c1", MINUTE_MS)
+    store.agents.judge(store.agents.lead("c1", MINUTE_MS).fence, {"stays": "healthy", "gone": ""})
     store.types.advertise({"ocr": {}})
     store.agents.cordon("stays", "uncordon")
 
@@ -53,7 +54,7 @@ def live_a_whole_life(store: Store) -> None:
     publish(store, "retries")
     again(store, take(store), delay_ms=MINUTE_MS)
     fall_due(store, "retries")
-    store.tasks.tick()
+    tick(store)
     begin(store, take(store, holder="stays#1"))
     publish(store, "parked")
     again(store, take(store), delay_ms="parked", message=b"", failed=False)
@@ -158,9 +159,9 @@ def test_no_permanent_key_grows_with_the_tasks_that_have_ended(store: Store) -> 
 def test_dead_letters_leave_the_index_with_their_retention(store: Store) -> None:
     publish(store, "a")
     settle(store, take(store), State.DEAD_LETTERED)
-    assert store.tasks.tick()[2] == 0
+    assert tick(store)[2] == 0
     store.client.execute("ZADD", store.keys["dead"], LONG_AGO_MS, "a")
-    assert store.tasks.tick()[2] == 1 and store.tasks.dead_letters() == []
+    assert tick(store)[2] == 1 and store.tasks.dead_letters() == []
 
 
 def test_mesh_wide_keys_have_a_slot_of_their_own(store: Store) -> None:

@@ -20,6 +20,7 @@ from tests.integration.stores import (
     record,
     settle,
     take,
+    tick,
 )
 
 ROUND_ROBIN = placing(Strategy.ROUND_ROBIN, None)
@@ -258,7 +259,7 @@ def test_what_a_busy_region_leaves_waiting_is_offered_to_all(redis_url: str, nam
     submit(store, 3, EU)
     for one in ("t0", "t2"):
         store.client.execute("HSET", store.keys.of("task", one), "created", LONG_AGO_MS)
-    assert store.tasks.tick()[4] == 2
+    assert tick(store)[4] == 2
     assert store.tasks.waiting("work") == ["t0", "t2"] and store.tasks.waiting("work@@eu") == ["t1"]
     assert Counter(one.queue for one in fetch(store, "work", "work@@eu", limit=5)) == {"work": 3}
 
@@ -267,7 +268,7 @@ def test_a_delayed_task_comes_due_in_its_region(store: Store) -> None:
     join(store, "e1", "work@@eu", "work")
     publish(store, "a", delay_ms=1, placing=EU)
     store.client.execute("ZADD", store.keys["scheduled"], "XX", LONG_AGO_MS, "a")
-    assert store.tasks.tick()[0] == 1 and store.tasks.waiting("work@@eu") == ["a"]
+    assert tick(store)[0] == 1 and store.tasks.waiting("work@@eu") == ["a"]
 
 
 # -- run again

@@ -18,6 +18,7 @@ from tests.integration.stores import (
     record,
     settle,
     take,
+    tick,
 )
 
 # -- queues
@@ -157,7 +158,7 @@ def test_a_delayed_task_waits_for_its_time_then_arrives_as_the_newest(store: Sto
     assert 0 < wait_ms <= MINUTE_MS
     assert record(store, "later").state == "scheduled"
     fall_due(store, "later")
-    assert store.tasks.tick()[0] == 1
+    assert tick(store)[0] == 1
     assert store.tasks.waiting("work") == ["now", "later"]
 
 
@@ -173,7 +174,7 @@ def test_an_expired_task_is_ended_as_revoked_and_its_neighbour_delivered(store: 
     publish(store, "b", expires_ms=MINUTE_MS)
     lapse(store, "a")
     if by == "tick":
-        assert store.tasks.tick()[1] == 1
+        assert tick(store)[1] == 1
     assert [one.id for one in fetch(store, limit=9)] == ["b"]
     state, _, document = store.tasks.outcome("a")
     assert state is State.EXPIRED and b'"status":"REVOKED"' in (document or b"")
@@ -183,7 +184,7 @@ def test_an_expired_task_is_ended_as_revoked_and_its_neighbour_delivered(store: 
 def test_a_scheduled_task_expires_too(store: Store) -> None:
     publish(store, "a", delay_ms=MINUTE_MS, expires_ms=MINUTE_MS)
     lapse(store, "a")
-    assert store.tasks.tick()[:2] == (0, 1)
+    assert tick(store)[:2] == (0, 1)
     assert members(store, "scheduled") == [] and record(store, "a").state == "expired"
 
 
@@ -191,6 +192,6 @@ def test_a_held_task_does_not_expire_but_one_that_waits_again_does(store: Store)
     publish(store, "a", expires_ms=MINUTE_MS)
     one = take(store)
     lapse(store, "a")
-    assert store.tasks.tick()[1] == 0 and record(store, "a").state == "leased"
+    assert tick(store)[1] == 0 and record(store, "a").state == "leased"
     store.tasks.release([entry(one)])
-    assert store.tasks.tick()[1] == 1 and record(store, "a").state == "expired"
+    assert tick(store)[1] == 1 and record(store, "a").state == "expired"

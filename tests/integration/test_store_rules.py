@@ -22,6 +22,7 @@ from tests.integration.stores import (
     record,
     settle,
     take,
+    tick,
 )
 
 
@@ -179,7 +180,7 @@ def test_a_parked_task_waits_for_its_canvas(store: Store) -> None:
     begin(store, one)
     assert again(store, one, delay_ms="parked", message=b"", failed=False) == "moved"
     assert (record(store, "a").state, store.tasks.message("a")) == ("scheduled", b"1")
-    assert store.tasks.tick()[:2] == (0, 0) and fetch(store) == []
+    assert tick(store)[:2] == (0, 0) and fetch(store) == []
     assert (members(store, "scheduled"), members(store, "deadlines")) == ([], [])
     assert publish(store, "a", kind="child", token="chord:g:1", message=b"body") == "moved"
     two = take(store)

@@ -11,10 +11,17 @@ if beat and not left and age < tonumber(lost_ms) and before ~= gone and before ~
 end
 local incarnation = rejoin ~= '' and tonumber(rejoin) or (tonumber(before) or 0) + 1
 if rejoin == '' and not before then incarnation = now end
--- An operator's word outlives a restart, a leaving does not.
-local cordoned = redis.call('HGET', key, 'cordoned')
+-- An operator's word outlives a restart, a leaving does not; what the leader found last it compares with what it finds next.
+local kept = {}
+for _, field in ipairs({'cordoned', 'judged', 'judged_at'}) do
+  local value = redis.call('HGET', key, field)
+  if value then
+    kept[#kept + 1] = field
+    kept[#kept + 1] = value
+  end
+end
 redis.call('DEL', key)
-if cordoned then redis.call('HSET', key, 'cordoned', cordoned) end
+if kept[1] then redis.call('HSET', key, unpack(kept)) end
 redis.call('HSET', key, 'id', agent, 'incarnation', text(incarnation), 'beat', stamp, 'joined', stamp, unpack(cmsgpack.unpack(fields)))
 redis.call('PEXPIRE', key, 86400000)
 redis.call('ZADD', agents, stamp, agent)

@@ -1,8 +1,10 @@
---#include time counts queues places finish promote
+--#include time leads counts queues places finish promote
 --#allow-oom
 -- One turn of the leader's loops over time: due tasks to their queues, expired waiting tasks ended, old dead letters let go,
 -- and what has waited for a region for longer than `spill_ms` offered to all.
--- Answers {promoted, expired, dead letters forgotten, chords due for 2 s, tasks that left their region}.
+-- Answers {promoted, expired, dead letters forgotten, chords due for 2 s, tasks that left their region}, nil if the caller does not
+-- lead any more.
+if not leads() then return nil end
 local promoted = promote(tonumber(limit))
 local expired = 0
 for _, id in ipairs(redis.call('ZRANGE', deadlines, '-inf', stamp, 'BYSCORE', 'LIMIT', 0, limit)) do
