@@ -190,9 +190,9 @@ class Beat:
     def _reap(self) -> None:
         again, aside, next_end_ms, due = self._store.tasks.reap()
         if again or aside:
-            self.reaped += again + aside
+            self.reaped += again + len(aside)
             logger.warning(
-                "took back tasks of lost agents: %d queued again, %d put aside as poison", again, aside
+                "took back tasks of lost agents: %d queued again, %d put aside as poison", again, len(aside)
             )
         if due:
             self._on_chords_due(due)

@@ -24,13 +24,14 @@ from kombu.utils.json import dumps as json_dumps
 from kombu.utils.json import loads as json_loads
 
 from mesh.bus import runtime
+from mesh.bus.documents import one_line
 from mesh.bus.holdings import Holding
 from mesh.bus.messages import ATTEMPT_HEADER
 from mesh.bus.publishing import current_attempt, parent_run, part_index
 from mesh.core.states import State, celery_status
 from mesh.errors import StoreUnavailable
 from mesh.store.store import Store
-from mesh.store.tasks import Entry, Settlement
+from mesh.store.tasks import Crashed, Entry, Settlement
 
 logger = logging.getLogger(__name__)
 _RETRY_S = 0.5  # between tries to settle while Redis is away: the attempt's work must not be lost
@@ -86,7 +87,13 @@ class Backend(RedisBackend):  # type: ignore[misc]
             return  # `Request` has told the store: this is a crash, not a failure
         document = self._document(task_id, self.encode_result(exc, state), state, traceback, request)
         if self._end(
-            task_id, request, self._failed_state(exc), document, keep=True, reason=type(exc).__name__
+            task_id,
+            request,
+            self._failed_state(exc),
+            document,
+            keep=True,
+            reason=type(exc).__name__,
+            error=one_line(exc),
         ):
             self._after_failure(request, exc, traceback, store_result, call_errbacks, state)
 
@@ -135,17 +142,26 @@ class Backend(RedisBackend):  # type: ignore[misc]
 
     def crashed(self, request: Any, holding: Holding, sentence: str) -> str:
         """A pool child died under an attempt: the state that the task is in now."""
-        word, now_in, due = self._patiently(
+        crashed: Crashed = self._patiently(
             lambda: self.store.tasks.crash(Entry(holding.id, holding.fence), sentence)
         )
-        if due:
-            self.complete_chord(due)
-        if word == "moved" and now_in == State.DEAD_LETTERED:
-            self._after_failure(request._context, WorkerLostError(sentence), None, True, True, states.FAILURE)
-        return str(now_in)
+        if crashed.chord:
+            self.complete_chord(crashed.chord)
+        if crashed.word == "moved" and crashed.state == State.DEAD_LETTERED:
+            error = WorkerLostError(crashed.sentence)
+            self._after_failure(request._context, error, None, True, True, states.FAILURE)
+        return crashed.state
 
     def _end(
-        self, task_id: str, request: Any, state: State, document: bytes, *, keep: bool, reason: str = ""
+        self,
+        task_id: str,
+        request: Any,
+        state: State,
+        document: bytes,
+        *,
+        keep: bool,
+        reason: str = "",
+        error: str = "",
     ) -> bool:
         """End the attempt, or an id that nobody holds; True unless it was refused."""
         attempt = getattr(request, ATTEMPT_HEADER, None) if request is not None else None
@@ -157,13 +173,15 @@ class Backend(RedisBackend):  # type: ignore[misc]
         holdings = runtime.holdings
         holding = holdings.by_tag.get(f"{task_id} {attempt['fence']}") if holdings is not None else None
         if holdings is not None and holding is not None:
-            settlement = holdings.settlement(holding, state, document, keep)
+            settlement = holdings.settlement(holding, state, document, keep)._replace(
+                reason=reason, error=error
+            )
             if state is State.SUCCEEDED:
                 holdings.end(holding, settlement)
                 return True
             holding.seen = holding.seen or str(state)
         else:
-            settlement = Settlement(task_id, attempt["fence"], state, document, keep, None, reason)
+            settlement = Settlement(task_id, attempt["fence"], state, document, keep, None, reason, error)
         words, groups = self._patiently(lambda: self.store.tasks.settle([settlement]))
         if holdings is not None and holding is not None:
             holdings.end(holding, None)

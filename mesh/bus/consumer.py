@@ -14,6 +14,7 @@ from celery.utils.log import get_logger
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from mesh.bus import runtime
+from mesh.bus.documents import one_line
 from mesh.core.states import State
 
 logger = get_logger(__name__)
@@ -59,7 +60,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         )
         document = self.app.backend.failure_document(holding.id, exc)
         settlement = holdings.settlement(holding, State.DEAD_LETTERED, document, keep=True)._replace(
-            reason=reason
+            reason=reason, error=one_line(exc)
         )
         holdings.end(holding, settlement)
         holdings.forget(holding)

@@ -7,6 +7,7 @@ or from outside; each has its own rule, see `mesh/store/lua/submit.lua` and `ret
 from __future__ import annotations
 
 import datetime
+import sys
 import uuid
 from typing import Any
 
@@ -14,6 +15,7 @@ from celery._state import get_current_task
 from kombu.exceptions import OperationalError
 
 from mesh.bus import runtime
+from mesh.bus.documents import one_line
 from mesh.bus.messages import ATTEMPT_HEADER, CALL_HEADER, compact
 from mesh.core.places import check_strategy, placing
 from mesh.core.requirements import canonical, is_compound
@@ -55,6 +57,12 @@ def current_attempt() -> tuple[Any, Entry, int] | None:
     return request, Entry(request.id, attempt["fence"]), int(attempt["run"])
 
 
+def _problem() -> str:
+    """What is being handled: retries are published where the failure was caught."""
+    error = sys.exc_info()[1]
+    return "" if error is None else one_line(error)
+
+
 def parent_run(attempt: tuple[Any, Entry, int] | None) -> str | None:
     """Names the run that publishes: a complete chord's, or the attempt's; None outside of both."""
     named = runtime.publishing_for.get()
@@ -91,6 +99,7 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
             message=message,
             delay_ms=delay_ms,
             failed=failed,
+            problem=_problem() if failed else "",
         )
     parent = parent_run(attempt)
     chord = (

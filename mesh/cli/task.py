@@ -121,7 +121,8 @@ def get_command(task_id: str, output: str) -> None:
     """Show the record of a task, and its result or failure if it has ended.
 
     JSON: id, state, type, queue, priority, run, attempt, failures, crashes, agent, error, reason, labels, the
-    times of its moves, progress (fraction, note); `result` if it succeeded, else `failure` with type, message and traceback.
+    times of its moves, past (attempts that did not end it: attempt, run, agent, how, times, error), progress
+    (fraction, note); `result` if it succeeded, else `failure` with type, message and traceback.
     """
     with open_mesh() as mesh:
         click.echo(one_text(whole(mesh.handle(task_id)), output))

@@ -70,11 +70,11 @@ class Reap:
         """One run."""
         again = aside = 0
         for _ in range(_PAGES):
-            queued, dead, _, due = self._store.tasks.reap(self.page)
-            again, aside = again + queued, aside + dead
-            if due:
-                self._complete(due)
-            if queued + dead < self.page:
+            reaped = self._store.tasks.reap(self.page)
+            again, aside = again + reaped.again, aside + len(reaped.aside)
+            if reaped.chords_due:
+                self._complete(reaped.chords_due)
+            if reaped.again + len(reaped.aside) < self.page:
                 return Report(counts={"requeued": again, "put_aside": aside})
         return Report(counts={"requeued": again, "put_aside": aside}, more=True)
 

@@ -185,8 +185,26 @@ class Progress(Struct, kw_only=True):
     note: str
 
 
+class Attempt(Struct, kw_only=True):
+    """One attempt. `how`: how it ended; of the latest, the state of the task. `started_at` null: it never did."""
+
+    attempt: Count
+    run: Count
+    agent: str | None
+    how: Annotated[
+        str,
+        Meta(
+            description="failed, timed_out, crashed, lost (its agent died before the start), released, replaced; or a state."
+        ),
+    ]
+    leased_at: Time | None
+    started_at: Time | None
+    ended_at: Time | None
+    error: Annotated[str, Meta(description="One line.")] | None
+
+
 class TaskView(Struct, kw_only=True):
-    """All that is recorded of a task."""
+    """All that is recorded of a task; `past`: attempts that did not end it, the oldest first, at most 32."""
 
     id: str
     state: State
@@ -210,6 +228,7 @@ class TaskView(Struct, kw_only=True):
     ended_at: Time | None
     crashed_at: Time | None
     expires_at: Time | None
+    past: list[Attempt]
     progress: Progress | UnsetType | None = UNSET
 
 
@@ -242,19 +261,11 @@ class DeadLetterAnswer(Struct, kw_only=True):
     more: bool
 
 
-class Attempt(Struct, kw_only=True):
-    """The latest attempt."""
-
-    attempt: Count
-    agent: str | None
-    leased_at: Time | None
-    started_at: Time | None
-    ended_at: Time | None
-    error: str | None
-
-
 class Attempts(Struct, kw_only=True):
-    """How often a task was tried: in this run, failed (and tried again) and crashed; the latest attempt in full."""
+    """How often a task was tried. `failures` (tried again) and `crashes` count this run's.
+
+    `past`: attempts that did not end it, the oldest first, at most 32; `latest`: the one that is under way or ended it, if any.
+    """
 
     id: str
     state: State
@@ -262,6 +273,7 @@ class Attempts(Struct, kw_only=True):
     attempts: Count
     failures: Count
     crashes: Count
+    past: list[Attempt]
     latest: Attempt | None
 
 

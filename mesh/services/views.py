@@ -16,7 +16,7 @@ from mesh.services.agents import discover
 from mesh.store.client import ResponseError
 from mesh.store.coordinators import Coordinators
 from mesh.store.store import Store
-from mesh.store.tasks import Record
+from mesh.store.tasks import Attempt, Record
 
 _TIMES = ("created", "queued", "leased", "started", "ended", "crashed")
 
@@ -49,6 +49,19 @@ def task(record: Record) -> dict[str, Any]:
         "labels": json.loads(record.other.get("labels", "{}")),
         **{f"{name}_at": iso(getattr(record, name)) for name in _TIMES},
         "expires_at": iso(record.expires_at),
+        "past": [_ended(one) for one in record.past],
+    }
+
+
+def _ended(attempt: Attempt) -> dict[str, Any]:
+    """An attempt that did not end its task."""
+    return {
+        "attempt": attempt.attempt,
+        "run": attempt.run,
+        "agent": attempt.agent,
+        "how": attempt.how,
+        **{f"{name}_at": iso(getattr(attempt, name)) for name in ("leased", "started", "ended")},
+        "error": attempt.error,
     }
 
 
@@ -87,11 +100,21 @@ def progress(document: bytes | None) -> dict[str, Any] | None:
 
 
 def attempts(record: Record) -> dict[str, Any]:
-    """How often a task was tried, and its latest attempt."""
+    """How often a task was tried: the attempts that did not end it, and the one that did, or is under way, if any."""
+    past = [_ended(one) for one in record.past]
     latest = None
-    if record.attempt and (record.leased or record.started):
-        times = {f"{name}_at": iso(getattr(record, name)) for name in ("leased", "started", "ended")}
-        latest = {"attempt": record.attempt, "agent": record.agent, **times, "error": record.error}
+    if record.leased and not (past and past[-1]["attempt"] == record.attempt):
+        started = None if record.state is State.LEASED else record.started
+        latest = {
+            "attempt": record.attempt,
+            "run": record.run,
+            "agent": record.agent,
+            "how": str(record.state),
+            "leased_at": iso(record.leased),
+            "started_at": iso(started),
+            "ended_at": iso(record.ended),
+            "error": record.error,
+        }
     return {
         "id": record.id,
         "state": str(record.state),
@@ -99,6 +122,7 @@ def attempts(record: Record) -> dict[str, Any]:
         "attempts": record.attempt,
         "failures": record.failures,
         "crashes": record.crashes,
+        "past": past,
         "latest": latest,
     }
 

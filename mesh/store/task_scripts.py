@@ -48,6 +48,7 @@ def retry(
     message: Arg[bytes],
     delay_ms: Arg[str],
     failed: Arg[int],
+    problem: Arg[str],
 ) -> None: ...
 
 

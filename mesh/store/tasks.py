@@ -105,6 +105,7 @@ class Settlement(NamedTuple):
     keep: bool = False
     ran_ms: int | None = None
     reason: str = ""
+    error: str = ""  # one line; only with a reason
 
     def words(self) -> tuple[Any, ...]:
         """The seven values that `settle.lua` takes."""
@@ -116,7 +117,7 @@ class Settlement(NamedTuple):
             self.document,
             "1" if self.keep else "0",
             ran,
-            self.reason,
+            f"{self.reason}\n{self.error}" if self.error else self.reason,
         )
 
 
@@ -127,6 +128,38 @@ class Entry(NamedTuple):
     fence: str
 
 
+class Crashed(NamedTuple):
+    """What became of a task whose process died."""
+
+    word: str
+    state: str  # that it is in now, '' if nothing moved
+    chord: str  # that became due by it, or ''
+    sentence: str  # that is kept of it
+
+
+class Reaped(NamedTuple):
+    """What was taken back."""
+
+    again: int  # tasks queued again
+    aside: list[str]  # ids that were put aside as poison
+    next_end_ms: int  # until the next lease ends, -1 if none will
+    chords_due: list[str]
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that ended without ending its task. Times are ms of Redis's clock."""
+
+    run: int
+    attempt: int
+    agent: str | None
+    leased: int
+    started: int | None  # None: it never did
+    ended: int
+    how: str  # failed | timed_out | crashed | lost (its agent died before the start) | released | replaced
+    error: str | None  # one line
+
+
+_decode_attempt = msgspec.json.Decoder(Attempt).decode
 _TIMES = ("created", "queued", "leased", "started", "ended", "crashed", "expires_at")
 _COUNTS = ("priority", "run", "attempt", "failures", "crashes")
 
@@ -155,6 +188,7 @@ class Record:
     ended: int | None = None
     crashed: int | None = None
     expires_at: int | None = None
+    past: tuple[Attempt, ...] = ()  # the oldest first
     other: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -172,6 +206,7 @@ def parse_record(task_id: str, raw: Sequence[bytes]) -> Record | None:
     numbers = {name: int(float(fields.pop(name))) for name in (*_TIMES, *_COUNTS) if name in fields}
     numbers.setdefault("queued", numbers.get("created", 0))
     agent = fields.pop("agent", None)
+    past = tuple(_decode_attempt(line) for line in fields.pop("past", "").splitlines())
     known: dict[str, Any] = {
         name: fields.pop(name) for name in ("type", "queue", "fence", "error", "reason") if name in fields
     }
@@ -179,6 +214,7 @@ def parse_record(task_id: str, raw: Sequence[bytes]) -> Record | None:
         id=task_id,
         state=State(fields.pop("state")),
         agent=agent.partition("#")[0] if agent else None,
+        past=past,
         other=fields,
         **{"type": known["queue"], **known, **numbers},
     )
@@ -312,10 +348,10 @@ class Tasks:
         words = [word for entry in entries for word in (entry.id, entry.fence)]
         return [word.decode() for word in self.bound["release"](*words)] if words else []
 
-    def crash(self, entry: Entry, sentence: str) -> tuple[str, str, str]:
-        """Its process died: (word, state it is in now, chord due by it)."""
+    def crash(self, entry: Entry, sentence: str) -> Crashed:
+        """Its process died: counted, and put aside as poison at the limit."""
         answer = self.bound["crash"](self._keep[2], self._max_crashes, entry.id, entry.fence, sentence)
-        return answer[0].decode(), answer[1].decode(), answer[2].decode()
+        return Crashed(*(word.decode() for word in answer))
 
     def retry(
         self,
@@ -327,11 +363,12 @@ class Tasks:
         message: bytes,
         delay_ms: int | str | None,
         failed: bool,
+        problem: str = "",
     ) -> str:
-        """The running attempt publishes its id again; `delay_ms` may be 'parked', see retry.lua."""
+        """The running attempt publishes its id again; `delay_ms` may be 'parked', see retry.lua. `problem`: one line."""
         delay = "" if delay_ms is None else delay_ms
         answer: bytes = self.bound["retry"](
-            entry.id, entry.fence, queue, task_type, priority, message, delay, int(failed)
+            entry.id, entry.fence, queue, task_type, priority, message, delay, int(failed), problem
         )
         return answer.decode()
 
@@ -351,10 +388,13 @@ class Tasks:
 
     # -- loops
 
-    def reap(self, limit: int = 200) -> tuple[int, int, int, list[str]]:
-        """Take back what lost its lease: (queued again, put aside, ms until the next lease ends or -1, chords due)."""
+    def reap(self, limit: int = 200) -> Reaped:
+        """Take back what lost its lease."""
         answer = self.bound["reap"](self._keep[2], self._max_crashes, self.lease_ms, self.renew_ms, limit)
-        return int(answer[0]), int(answer[1]), int(answer[2]), [group.decode() for group in answer[3]]
+        again, aside, next_end_ms, due = answer
+        return Reaped(
+            int(again), [one.decode() for one in aside], int(next_end_ms), [group.decode() for group in due]
+        )
 
     def tick(self, lead: str, limit: int = 500) -> tuple[int, int, int, list[str], int]:
         """Promote and expire: (promoted, expired, dead letters forgotten, chords due for 2 s, left their region).

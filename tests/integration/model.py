@@ -7,7 +7,7 @@ to the rest (counts, order in the queue, fence) is written here a second time.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mesh.core.states import HELD, LIVE, RULES, TERMINAL, WAITING, Answer, State, Verb, check
 
@@ -30,6 +30,7 @@ class Task:
     failures: int = 0
     crashes: int = 0
     suspect: bool = False
+    leased: bool = False  # in this run or one before it
     fence: str = ""
     holder: str = ""
     retried_by: str = ""  # the fence of the attempt that published its own id again
@@ -39,6 +40,8 @@ class Task:
     lapsed: bool = False
     result: bool = False
     dead: bool = False
+    poison: bool = False
+    past: list[tuple[int, int, str]] = field(default_factory=list)  # (run, attempt, how), each once
 
     @property
     def can_expire(self) -> bool:
@@ -110,6 +113,29 @@ class Model:
         self.tasks[task_id] = fresh
         return "moved"
 
+    def replay(self, task_id: str, run: int, message: bytes) -> str:
+        """An operator runs it again, as he has seen it at this run."""
+        refusal = self.refusal(Verb.REPLAY, task_id, "")
+        if refusal:
+            return refusal
+        task = self.tasks[task_id]
+        if task.run != run:
+            return "stale"
+        timed_out = task.state is State.TIMED_OUT
+        self.remember(task_id, "timed_out" if timed_out else "crashed" if task.poison else "failed")
+        self.move(Verb.REPLAY, task_id, State.QUEUED)
+        task.run, task.message, task.arrival = run + 1, message, self.arrive()
+        task.failures = task.crashes = 0
+        task.suspect = task.result = task.dead = task.expires = task.poison = False
+        task.retried_by = ""
+        return "moved"
+
+    def remember(self, task_id: str, how: str) -> None:
+        """The attempt that ends now without ending the task, unless it is there already."""
+        task = self.tasks[task_id]
+        if task.attempt and task.leased and task.attempt not in [attempt for _, attempt, _ in task.past]:
+            task.past = [*task.past, (task.run, task.attempt, how)][-32:]
+
     def cancel(self, task_id: str) -> tuple[str, str]:
         """(word, state it was in)."""
         refusal = self.refusal(Verb.CANCEL, task_id, "")
@@ -162,6 +188,7 @@ class Model:
                 continue
             self.move(Verb.LEASE, task_id, State.RUNNING if watched else State.LEASED)
             task.attempt += 1
+            task.leased = True
             task.fence, task.holder = f"{task.attempt}-{nonce}", holder
             taken.append((task_id, task.fence, task.run, task.attempt > 1, watched))
             if watched:
@@ -191,11 +218,12 @@ class Model:
         """The holder gives it back; nothing is counted."""
         refusal = self.refusal(Verb.RELEASE, task_id, fence)
         if not refusal:
-            self.requeue(Verb.RELEASE, task_id)
+            self.requeue(Verb.RELEASE, task_id, "released")
         return refusal or "moved"
 
-    def requeue(self, verb: Verb, task_id: str) -> None:
+    def requeue(self, verb: Verb, task_id: str, how: str) -> None:
         """Back to its old place in its queue."""
+        self.remember(task_id, how)
         self.move(verb, task_id, State.QUEUED)
         self.tasks[task_id].result = False
 
@@ -205,6 +233,7 @@ class Model:
         if refusal:
             return refusal
         task = self.tasks[task_id]
+        self.remember(task_id, "failed" if failed else "replaced")
         self.move(Verb.RETRY, task_id, fresh.state)
         task.queue, task.priority, task.parked, task.arrival = (
             fresh.queue,
@@ -233,10 +262,10 @@ class Model:
         task.crashes += 1
         self.events[task.queue, "crashes"] += 1
         if task.crashes < MAX_CRASHES:
-            self.requeue(verb, task_id)
+            self.requeue(verb, task_id, "crashed")
         else:
             self.move(verb, task_id, State.DEAD_LETTERED)
-            task.result = True
+            task.result = task.poison = True
 
     def annotate(self, task_id: str, fence: str) -> str:
         """A document that ends nothing: by the holder, by the one that retried, by outsiders while nobody holds it."""
@@ -272,7 +301,7 @@ class Model:
                 self.crashed(Verb.REAP, task_id)
             else:
                 task.suspect = True
-                self.requeue(Verb.REAP, task_id)
+                self.requeue(Verb.REAP, task_id, "lost")
         aside = sum(self.tasks[one].state is State.DEAD_LETTERED for one in lost)
         return len(lost) - aside, aside
 

@@ -1,22 +1,23 @@
---#include time counts queues places withdraw finish requeue pulse
+--#include time counts queues places withdraw finish past requeue pulse
 --#allow-oom
 -- Takes back tasks whose lease has ended, at most `limit`. One that had started counts a crash for it (its agent died with
 -- it); one that had not is only watched from now on. Nothing is reaped within the grace that follows a silence of Redis.
 -- An agent that has not beaten for a lease is absent: what waits in its own queue goes back to the requirements' queues.
--- Answers {tasks queued again, tasks put aside as poison, ms until the next lease ends or -1, chords that became due}.
-local again, aside, due = 0, 0, {}
+-- Answers {tasks queued again, ids put aside as poison, ms until the next lease ends or -1, chords that became due}.
+local again, aside, due = 0, {}, {}
 local quiet = in_grace()
 for _, id in ipairs(redis.call('ZRANGE', leases, '-inf', quiet and 0 or stamp, 'BYSCORE', 'LIMIT', 0, limit)) do
   local state, queue, score, chord, crashes, agent =
     unpack(redis.call('HMGET', TASK .. id, 'state', 'queue', 'score', 'chord', 'crashes', 'agent'))
   if state and LEGAL.reap[state] then
     redis.call('HINCRBY', counters, queue .. '|reassigned', 1)
+    agent = string.match(agent or '?', '^[^#]*')
     if state == 'running' then
-      local sentence = 'agent ' .. string.match(agent or '?', '^[^#]*') .. ' died while it ran'
-      local now_in, group = crashed(id, queue, state, score, chord, crashes, max_crashes, dead_keep_ms, agent, sentence)
-      if now_in == 'queued' then again = again + 1 else aside = aside + 1 end
+      local now_in, group = crashed(id, queue, state, score, chord, crashes, max_crashes, dead_keep_ms, agent, died(agent))
+      if now_in == 'queued' then again = again + 1 else aside[#aside + 1] = id end
       if group then due[#due + 1] = group end
     else
+      remember(id, 'lost', 'agent ' .. agent .. ' died before it started')
       requeue(id, queue, state, score, 'suspect', '1')
       again = again + 1
     end

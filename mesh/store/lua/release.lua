@@ -1,4 +1,4 @@
---#include time counts queues places finish requeue
+--#include time counts queues places finish past requeue
 --#allow-oom
 -- Gives attempts back to their queues, at their old places, uncounted. Two arguments each: id, fence.
 -- Answers one word each: moved | missing | fenced | stale.
@@ -13,6 +13,7 @@ for at = FIRST, #ARGV, 2 do
   elseif FENCED and held ~= fence then
     answers[#answers + 1] = 'fenced'
   else
+    remember(id, 'released', '')
     requeue(id, queue, state, score)
     redis.call('ZREM', leases, id)
     answers[#answers + 1] = 'moved'

@@ -1,11 +1,13 @@
---#include time counts queues places choose requirements
+--#include time counts queues places choose requirements past
 -- An operator runs an ended task again: a new run of the same id, with `message` (the old one, its retries forgotten).
--- `run`: the run that the caller has seen. Answers moved | missing | stale (not ended, ended well, or another run) | full.
+-- The attempt that ended the former run is remembered. `run`: the run that the caller has seen. Answers moved | missing | stale (not ended, ended well, or another run) | full.
 local key = TASK .. task_id
-local state, known, queue, placing, priority = unpack(redis.call('HMGET', key, 'state', 'run', 'queue', 'placing', 'priority'))
+local state, known, queue, placing, priority, ended, reason, problem =
+  unpack(redis.call('HMGET', key, 'state', 'run', 'queue', 'placing', 'priority', 'ended', 'reason', 'error'))
 if not state then return 'missing' end
 if not LEGAL.replay[state] or tonumber(known or 1) ~= tonumber(run) then return 'stale' end
 if not register(queue) then return 'full' end
+remember(task_id, state == 'timed_out' and state or reason == 'poison' and 'crashed' or 'failed', problem or '', ended)
 local arrival = redis.call('INCR', sequence)
 redis.call('SET', MESSAGE .. task_id, message)
 redis.call('PERSIST', key)

@@ -1,7 +1,7 @@
---#include time counts queues places choose requirements
+--#include time counts queues places choose requirements past
 --#allow-oom
 -- The running attempt publishes its own id again (Celery's self.retry and Task.replace), with a new message.
--- failed: 1 if the attempt failed, 0 if it replaced itself. delay_ms '' means at once, 'parked' until another
+-- failed: 1 if the attempt failed, by `problem` (one line), 0 if it replaced itself. delay_ms '' means at once, 'parked' until another
 -- publication of the id comes (a replacing chord's body). Answers moved | missing | fenced | stale | full.
 local key = TASK .. task_id
 local state, held, old_queue, expires_at, placing =
@@ -10,6 +10,7 @@ if not state then return 'missing' end
 if not LEGAL.retry[state] then return 'stale' end
 if FENCED and held ~= fence then return 'fenced' end
 if not register(queue) then return 'full' end
+remember(task_id, failed == '1' and 'failed' or 'replaced', problem)
 local arrival = redis.call('INCR', sequence)
 local score = text((9 - tonumber(priority)) * 562949953421312 + arrival)
 local target = delay_ms == '' and 'queued' or 'scheduled'

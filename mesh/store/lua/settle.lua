@@ -1,7 +1,8 @@
 --#include time counts finish
 --#allow-oom
 -- Ends attempts: result, state, lease, counters and chord part in one step. Seven arguments each: id, fence, state it ends
--- in, result document or '', 1 to keep the result for readers, ms that it ran or '', reason or ''.
+-- in, result document or '', 1 to keep the result for readers, ms that it ran or '', reason or '' (and behind a newline the
+-- error as one line, if there is one).
 -- Answers {one word each: moved | missing | fenced | stale, chords that became due}.
 -- Invariant: an attempt that is not the current one changes nothing.
 local answers, due, ended = {}, {}, {}
@@ -25,7 +26,11 @@ for at = FIRST, #ARGV, 7 do
     else
       group = finish(id, queue, state, to, chord, document, store, keep)
     end
-    if ARGV[at + 6] ~= '' then redis.call('HSET', TASK .. id, 'reason', ARGV[at + 6]) end
+    if ARGV[at + 6] ~= '' then
+      local reason, problem = string.match(ARGV[at + 6], '^([^\n]*)\n?(.*)$')
+      redis.call('HSET', TASK .. id, 'reason', reason)
+      if problem ~= '' then redis.call('HSET', TASK .. id, 'error', problem) end
+    end
     if group then due[#due + 1] = group end
     ended[#ended + 1] = id
     answers[#answers + 1] = 'moved'
