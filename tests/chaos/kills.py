@@ -1,6 +1,6 @@
 """Kill -9 of a whole agent, again and again: every task ends exactly once, with the right result, in time.
 
-`python -m tests.chaos.kills --pool threads --repetitions 50` runs it by hand; the acceptance tests run a few.
+`python -m tests.chaos.kills --pool threads --repetitions 50` runs it by hand; the fault matrix kills one of each pool.
 """
 
 from __future__ import annotations

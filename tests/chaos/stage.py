@@ -35,6 +35,7 @@ class Stage(Fleet):
         self.effects_file = folder / "effects"
         self.effects_file.touch()
         self.ledger: dict[str, Submission] = {}
+        self.slots: dict[str, int] = {}  # of each agent that was started
         self.observer = Observer(self.mesh.store)
         self.observer.__enter__()
 
@@ -55,6 +56,7 @@ class Stage(Fleet):
         words += ["--pool", pool, "--concurrency", str(concurrency), "--capabilities", capabilities]
         words += ["--without-gossip", "--without-mingle", "--agent-id", agent_id, *more]
         self.run(agent_id, words, proxied=proxied, **{"AGENT_ID": agent_id, **environ})
+        self.slots[agent_id] = concurrency
 
     # -- tasks
 
@@ -72,6 +74,25 @@ class Stage(Fleet):
         """Tasks of mixed length, up to 0.8 s: some run when a fault comes, some are leased, many wait."""
         dice = random.Random(seed)
         return [self.submit(seconds=dice.choice((0.0, 0.01, 0.05, 0.3, 0.8))) for _ in range(tasks)]
+
+    def busy(self, gate: Path) -> dict[str, list[Handle]]:
+        """Let every agent run as many tasks as it can, each until the file `gate` is there; who runs which."""
+        tasks = {
+            task.id: task for task in [self.submit(gate=str(gate)) for _ in range(sum(self.slots.values()))]
+        }
+
+        def running() -> dict[str, list[Handle]]:
+            begun: dict[str, list[Handle]] = {name: [] for name in self.slots}
+            for one in self.effects(what="begin"):
+                if one.id in tasks:
+                    begun[one.agent].append(tasks[one.id])
+            return begun
+
+        def all_are() -> bool:
+            return {name: len(begun) for name, begun in running().items()} == self.slots
+
+        self.until(all_are, f"{self.slots} to be busy")
+        return running()
 
     def gate(self, name: str = "gate") -> Path:
         """A file that tasks wait for; `touch` lets them go on."""

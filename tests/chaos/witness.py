@@ -18,8 +18,14 @@ def wait_for(gate: str | None) -> None:
 
 @task("work")
 def work(payload: dict[str, Any]) -> dict[str, Any]:
-    """Begin, take `seconds`, wait for the file `gate`, end, wait for the file `after`."""
+    """Begin, take `seconds`, wait for the file `gate`, end, wait for the file `after`.
+
+    `hoards`: its first attempt takes memory until that is its end.
+    """
     effect(payload["effects"], "begin", payload["number"])
+    hoard = []
+    while payload.get("hoards") and current.attempt == 1:
+        hoard.append(os.urandom(1 << 20))
     time.sleep(payload.get("seconds", 0.0))
     wait_for(payload.get("gate"))
     effect(payload["effects"], "end", payload["number"])
