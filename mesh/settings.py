@@ -140,9 +140,9 @@ class Settings:
 
     # -- transport of clients
     max_concurrent_connections: int = _row("MAX_CONCURRENT_CONNECTIONS", "mesh.transport.maxConcurrentConnections",
-        "count", 10, "Connections that one client keeps to a coordinator.", low=1)
+        "count", 10, "Connections of one client; one for calls and one that waits for results it has in any case.", low=1)
     transport_timeout_ms: int = _row("TRANSPORT_TIMEOUT_MS", "mesh.transport.timeout", "ms", 30_000,
-        "Bounds one call to a coordinator.")
+        "A coordinator that says nothing for so long is given up, and the next one is asked.")
     transport_retries: int = _row("TRANSPORT_RETRIES", "mesh.transport.retries", "count", 3,
         "Further tries of a call that met no coordinator.")
     transport_retry_delay_ms: int = _row("TRANSPORT_RETRY_DELAY_MS", "mesh.transport.retryDelay", "ms", 1_000,

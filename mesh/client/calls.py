@@ -1,8 +1,9 @@
 """Calls to a coordinator, whichever answers.
 
 All coordinators are equal, so a call goes to the first that answers: the one that answered last, then the other addresses of
-its name, then the next URL. A call that nobody answered is repeated after a pause that grows; that is safe because
-submissions carry an id and the other calls may be repeated too (the one that may not says so).
+its name, then the next URL. The addresses of one name come in an order of each client's own, so that many clients spread
+over them, and are looked up anew whenever one has failed. A call that nobody answered is repeated after a pause that grows;
+that is safe because submissions carry an id and the other calls may be repeated too (the one that may not says so).
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class Endpoints:
         self._urls = urls
         self._resolve = resolve or resolved
         self._known: list[Endpoint] = []
+        self._found: dict[str, Sequence[str]] = {}  # name -> its addresses, should nobody know it for a while
+        self._rank: dict[str, float] = {}  # address -> its place among those of its name
         self._said: dict[str, str] = {}  # URL -> why it did not answer last time
 
     def order(self) -> list[Endpoint]:
@@ -104,10 +107,18 @@ class Endpoints:
     def _of(self, url: str) -> Iterator[Endpoint]:
         parts = urlsplit(url)
         name, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-        for address in self._resolve(name, port) or [name]:  # trying an unknown name says why
+        found = (
+            self._resolve(name, port) or self._found.get(name) or [name]
+        )  # trying an unknown name says why
+        self._found[name] = found
+        for address in sorted(found, key=self._place):
             literal = f"[{address}]" if ":" in address else address
             base = f"{parts.scheme}://{literal}:{port}{parts.path}"
             yield Endpoint(_without_password(url), base, parts.netloc.rpartition("@")[2], name)
+
+    def _place(self, address: str) -> tuple[bool, float]:
+        """IPv4 first, and dice that are thrown once."""
+        return ":" in address, self._rank.setdefault(address, random.random())
 
     def nobody(self) -> CoordinatorUnavailable:
         """The error when none answers."""
@@ -123,12 +134,12 @@ def _without_password(url: str) -> str:
 
 
 def resolved(name: str, port: int) -> list[str]:
-    """The addresses of a name, IPv4 first; none if it is not known."""
+    """The addresses of a name; none if it is not known."""
     try:
         found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     except OSError:
         return []
-    return sorted(dict.fromkeys(str(one[4][0]) for one in found), key=lambda address: ":" in address)
+    return list(dict.fromkeys(str(one[4][0]) for one in found))
 
 
 def shares(connections: int) -> tuple[int, int]:

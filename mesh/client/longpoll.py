@@ -18,14 +18,15 @@ from typing import Any
 import httpx2
 import msgspec
 
-from mesh.client.calls import UNANSWERED, Caller, answer_of, client_options, named, shares
+from mesh.client.calls import CONNECT_S, UNANSWERED, Caller, answer_of, client_options, named, shares
 from mesh.client.ports import Tell, Waiting
 from mesh.errors import MeshError
 from mesh.settings import Settings
 
 __all__ = ["LongPoll"]
 _IDS = 1000  # of one request
-_WAIT_S = 20.0
+_WAIT_S = 10.0
+_LATE_S = 5.0  # a coordinator that has not answered so long after that does not live
 _CROWDED_WAIT_S = 1.0  # when there are more ids than the requests can hold: they take turns
 _JOIN_S = 0.002  # those who join in the same moment are asked for together
 _AGAIN_S = 0.02  # after an answer: what ends in the same moment is found together
@@ -131,14 +132,15 @@ class LongPoll:
 
     async def _request(self, task_ids: list[str]) -> list[dict[str, Any]]:
         crowded = len(self._waiting) > self._most * _IDS
-        wait_s = _CROWDED_WAIT_S if crowded else _WAIT_S
-        endpoint = self._caller.endpoints.order()[0]
         timeout_s = self._settings.transport_timeout_ms / 1000
+        wait_s = min(_CROWDED_WAIT_S if crowded else _WAIT_S, timeout_s / 2)
+        endpoint = self._caller.endpoints.order()[0]
         try:
             response = await self._client.post(
                 **endpoint.request(self._path),
                 headers={"host": endpoint.host, "content-type": "application/json"},
-                content=msgspec.json.encode({"ids": task_ids, "wait_s": min(wait_s, timeout_s / 2)}),
+                content=msgspec.json.encode({"ids": task_ids, "wait_s": wait_s}),
+                timeout=httpx2.Timeout(min(timeout_s, wait_s + _LATE_S), connect=min(CONNECT_S, timeout_s)),
             )
             answer = answer_of(response)
         except (httpx2.TransportError, *UNANSWERED) as error:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import random
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mesh.client import Handle
+from mesh.client import Handle, Mesh
 from mesh.core.states import State
 from mesh.services.tasks import new_id
 from mesh.store.embedded import start_server
@@ -36,6 +37,7 @@ class Stage(Fleet):
         self.effects_file.touch()
         self.ledger: dict[str, Submission] = {}
         self.slots: dict[str, int] = {}  # of each agent that was started
+        self._writing = threading.Lock()
         self.observer = Observer(self.mesh.store)
         self.observer.__enter__()
 
@@ -60,12 +62,17 @@ class Stage(Fleet):
 
     # -- tasks
 
-    def submit(self, **payload: Any) -> Handle:
-        """One task `work`; see there for what its payload may say. It counts as acknowledged when this returns."""
-        number, task_id = len(self.ledger), new_id()
-        self.ledger[task_id] = Submission(id=task_id, number=number, acknowledged=False)
+    def submit(self, *, by: Mesh | None = None, **payload: Any) -> Handle:
+        """One task `work`; see there for what its payload may say. It counts as acknowledged when this returns.
+
+        `by`: another client than the one that goes straight to Redis. Several threads may submit.
+        """
+        task_id = new_id()
+        with self._writing:
+            number = len(self.ledger)
+            self.ledger[task_id] = Submission(id=task_id, number=number, acknowledged=False)
         body = {"number": number, "effects": str(self.effects_file), **payload}
-        handle = self.mesh.submit("work", body, task_id=task_id)
+        handle = (by or self.mesh).submit("work", body, task_id=task_id, unsatisfiable="accept")
         self.ledger[task_id] = Submission(id=task_id, number=number, acknowledged=True)
         self.observer.watch(task_id)
         return handle

@@ -58,6 +58,34 @@ def test_who_has_answered_is_asked_first_who_has_not_last() -> None:
     )
 
 
+def test_each_client_has_an_order_of_its_own_and_keeps_it() -> None:
+    addresses = [f"10.0.0.{number}" for number in range(3)]
+    first: set[str] = set()
+    for _ in range(200):
+        endpoints = Endpoints(["http://mesh:3000"], lambda *_: addresses)
+        order = bases(endpoints)
+        assert sorted(order) == [f"http://{address}:3000" for address in addresses]
+        for _ in addresses:  # whoever fails goes to the end: all get their turn
+            assert bases(endpoints) == order
+            endpoints.failed(endpoints.order()[0], "no answer in time")
+            order = [*order[1:], order[0]]
+        first.add(order[0])
+    assert len(first) == 3
+
+
+def test_names_are_looked_up_when_one_has_failed_and_remembered_while_nobody_knows_them() -> None:
+    addresses = ["10.0.0.1"]
+    endpoints = Endpoints(["http://mesh:3000"], lambda *_: list(addresses))
+    endpoints.prefer(endpoints.order()[0])
+    addresses[:] = ["10.0.0.2"]
+    assert bases(endpoints) == ["http://10.0.0.1:3000"], "what works stays"
+    endpoints.failed(endpoints.order()[0], "connection refused")
+    assert bases(endpoints) == ["http://10.0.0.2:3000"]
+    addresses.clear()
+    endpoints.failed(endpoints.order()[0], "connection refused")
+    assert bases(endpoints) == ["http://10.0.0.2:3000"], "the name server is away too"
+
+
 @pytest.mark.parametrize("name", errors.__all__)
 def test_every_error_comes_back_as_what_it_was(name: str) -> None:
     kind = getattr(errors, name)
