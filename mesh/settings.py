@@ -95,6 +95,8 @@ class Settings:
         "Unique among coordinators; by default made from the host name.", named="coordinator id")
     coordinator_port: int = _row("MESH_COORDINATOR_PORT", "mesh.coordinator.port", "port", 3000,
         "The HTTP service of a coordinator.")
+    lame_duck_ms: int = _row("MESH_LAME_DUCK_MS", "mesh.coordinator.lameDuck", "ms", 5_000,
+        "A stopping coordinator is not ready but still answers for so long: load balancers look every 1 to 2 s.", low=0)
     load_balancing_strategy: str = _row("LOAD_BALANCING_STRATEGY", "mesh.coordinator.loadBalancingStrategy",
         "choice", "capability-match", "Who gets a task; by default whichever capable agent is free takes it.",
         among=_STRATEGIES)
@@ -113,6 +115,9 @@ class Settings:
         "How long a silent agent keeps its tasks; the main part of the time to recover.")
     lease_renew_ms: int = _row("MESH_LEASE_RENEW_MS", "mesh.lease.renewInterval", "ms", 3_000,
         "Three chances to renew within one lease; must stay below half of it.")
+    drain_grace_ms: int = _row("MESH_DRAIN_GRACE_MS", "mesh.agent.drainGrace", "ms", 60_000,
+        "What runs may finish for so long once its agent is to leave. Keep it well below the supervisor's own patience "
+        "(terminationGracePeriodSeconds, 120).", low=0)
     result_retention_s: int = _row("MESH_RESULT_RETENTION_S", "mesh.retention.result", "s", 86_400,
         "How long a finished task and its result can be read.")
     ignored_retention_s: int = _row("MESH_IGNORED_RETENTION_S", "mesh.retention.ignored", "s", 300,

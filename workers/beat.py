@@ -24,7 +24,6 @@ from .identity import Membership
 
 logger = logging.getLogger(__name__)
 _PAUSE_S = 0.5  # between tries while Redis is away
-_REGISTERED_MS = 86_400_000  # a registration stays so long after the last beat
 _ADVERTISE_S = 3600.0  # task types are forgotten when nobody has told them for a day
 
 
@@ -60,7 +59,7 @@ class Beat:
         on_chords_due: Callable[[list[str]], None],
         on_lost: Callable[[Holding], None],
         on_absent: Callable[[], None],
-        on_asked: Callable[[str], None],
+        on_asked: Callable[[str, int], None],
         on_usurped: Callable[[], None],
         load: Callable[[], dict[str, Any]],
         types: dict[str, dict[str, Any]],
@@ -69,13 +68,13 @@ class Beat:
         self._store = Store(settings)  # sockets are not shared with greenlets of another hub
         self._on_main, self._on_requirements, self._on_chords_due = on_main, on_requirements, on_chords_due
         self._on_lost, self._on_usurped, self._load = on_lost, on_usurped, load
-        self._on_absent, self._on_asked, self._asked = on_absent, on_asked, ""
+        self._on_absent, self._on_asked = on_absent, on_asked
+        self._asked, self._drain_by = "", 0.0
         self._version = -1
         self._stopping = False
         self._finished = _thread.allocate_lock()
         self._reap_at: float | None = None
         self._types = types
-        self._told_ms = 0  # when Redis has confirmed a beat, by its own clock
         self.last_beat = self._advertised = time.monotonic()
         self.reaped = 0
 
@@ -135,14 +134,12 @@ class Beat:
         if answer.known == "usurped":
             self._on_usurped()
             return
-        self._look_back(answer)
-        if answer.known in ("unknown", "restored"):
+        if answer.known == "unknown":
             self._rejoin()
         elif answer.known == "absent":
             self._on_absent()
-        elif answer.asked != self._asked:
-            self._asked = answer.asked
-            self._on_asked(answer.asked)
+        else:
+            self._obey(answer.asked, answer.drain_ms)
         for holding, word in zip(held, answer.words, strict=True):
             if word == "lost" and not holding.ended:
                 holding.dropped = holding.ended = True
@@ -155,20 +152,6 @@ class Beat:
             self._reap_at = time.monotonic() + answer.next_lease_end_ms / 1000 + 0.02
         else:
             self._reap_at = None
-
-    def _look_back(self, answer: BeatAnswer) -> None:
-        """Say so if Redis does not know what it has confirmed before: it was restored, or has lost its last writes."""
-        told_ms, self._told_ms = self._told_ms, answer.now_ms
-        lost_ms = told_ms - answer.before_ms
-        forgotten = not told_ms or answer.now_ms - told_ms > _REGISTERED_MS  # its record has ended by itself
-        if answer.known == "restored" or forgotten or lost_ms <= self.settings.lease_ms:
-            return
-        far = f" by about {lost_ms // 1000} s" if answer.before_ms else ""
-        logger.warning(
-            "Redis has gone back in time%s: it was restored from a backup, or has lost its data; see docs/backup.md",
-            far,
-        )
-        self._store.restores.went_back(self.membership.agent_id, lost_ms if answer.before_ms else 0)
 
     def _rejoin(self) -> None:
         """Redis has lost its data, or forgot us: register again under the same incarnation."""
@@ -185,12 +168,21 @@ class Beat:
         self._store.types.advertise(self._types)
         self._advertised = self.last_beat
 
+    def _obey(self, asked: str, drain_ms: int) -> None:
+        """Hand an operator's word on when it is new: also a drain with another end than before."""
+        drain_by = self.last_beat + drain_ms / 1000 if asked == "drain" else 0.0
+        if asked != self._asked or abs(drain_by - self._drain_by) > 1.0:
+            self._asked, self._drain_by = asked, drain_by
+            self._on_asked(asked, drain_ms)
+
     def _give_back_unstarted(self) -> None:
-        late = self.holdings.unstarted(older_than_s=UNSTARTED_LIMIT_S)
+        takes_none = self.holdings.closed or self.holdings.cordoned
+        late = self.holdings.unstarted(older_than_s=-1.0 if takes_none else UNSTARTED_LIMIT_S)
         if not late:
             return
-        # What waited so long for a start shows that this agent is slower than it thought: it fetches less from now on.
-        self.holdings.run_time.average_s = max(self.holdings.run_time.average_s, UNSTARTED_LIMIT_S)
+        if not takes_none:
+            # What waited so long for a start shows that this agent is slower than it thought: it fetches less from now on.
+            self.holdings.run_time.average_s = max(self.holdings.run_time.average_s, UNSTARTED_LIMIT_S)
         for holding in late:
             holding.dropped = holding.ended = True
         self._store.tasks.release([Entry(holding.id, holding.fence) for holding in late])

@@ -28,6 +28,7 @@ from .beat import Beat
 from .events import answer_listeners
 from .health import HealthServer
 from .identity import Membership, join
+from .leaving import Leaving
 
 logger = logging.getLogger(__name__)
 _POOL_CHECK_S = 0.5
@@ -43,7 +44,6 @@ class Agent:
         self.settings = _settings(runtime.settings_of(self.namespace), options)
         self.store = runtime.store_of(self.namespace)
         self.consumer: Any = None
-        self.draining = False
         self.isolated = "prefork" in type(worker.pool).__module__
         self.capabilities = self._capabilities()
         self.health = HealthServer(
@@ -55,7 +55,12 @@ class Agent:
             self.types = task_types(self.app, self.capabilities)
             self.store.types.advertise(self.types)  # before it joins: who sees the agent knows its types
             self.membership: Membership = join(
-                self.store, self.settings, self.capabilities, port=self.health.port, slots=self.slots()
+                self.store,
+                self.settings,
+                self.capabilities,
+                port=self.health.port,
+                slots=self.slots(),
+                grace_ms=self.settings.drain_grace_ms,
             )
         except BaseException:
             self.health._server.server_close()
@@ -66,6 +71,7 @@ class Agent:
         )
         self.holdings.region = self.settings.agent_region
         self.holdings.outbox.on_chords_due = self.complete_chords
+        self.leaving = Leaving(self.settings, self.membership, self.holdings, worker)
         self.beat = Beat(
             self.settings,
             self.membership,
@@ -75,7 +81,7 @@ class Agent:
             on_chords_due=lambda groups: self.on_main(lambda: self.complete_chords(groups)),
             on_lost=self.stop_lost,
             on_absent=lambda: self.on_main(self.offer),
-            on_asked=lambda what: self.on_main(lambda: self.obey(what)),
+            on_asked=self.obey,
             on_usurped=self.usurped,
             load=self.load,
             types=self.types,
@@ -132,7 +138,11 @@ class Agent:
             "slots": self.slots(),
             "running": running,
             "held": len(self.holdings.by_tag),
-            "state": "draining" if self.draining else "ready" if self.consumer is not None else "starting",
+            "state": "draining"
+            if self.leaving.begun
+            else "ready"
+            if self.consumer is not None
+            else "starting",
             "average_ms": int(self.holdings.run_time.average_s * 1000),
         }
 
@@ -141,7 +151,8 @@ class Agent:
         silent_s = time.monotonic() - self.beat.last_beat
         healthy = silent_s < self.settings.lease_ms / 1000
         return {
-            "status": "draining" if self.draining else "healthy" if healthy else "unhealthy",
+            "status": "draining" if self.leaving.begun else "healthy" if healthy else "unhealthy",
+            **({"leaves_in_s": round(self.leaving.left_s, 1)} if self.leaving.begun else {}),
             "agent": self.membership.agent_id,
             "namespace": self.namespace,
             "capabilities": list(self.capabilities),
@@ -174,22 +185,20 @@ class Agent:
 
     def offer(self) -> None:
         """Tell the store what this agent consumes: from now on tasks are placed with it."""
-        if self.draining:
+        if self.leaving.begun:
             return
         consumed = [name for name in self.app.amqp.queues.consume_from if carries_tasks(name)]
         queues = regional(consumed, self.settings.agent_region)
         self.store.agents.offer(self.membership.agent_id, self.membership.incarnation, queues)
 
-    def obey(self, asked: str) -> None:
-        """An operator's word: `cordoned`, `drain`, or '' (go on)."""
+    def obey(self, asked: str, drain_ms: int) -> None:
+        """An operator's word: `cordoned`, `drain`, or '' (go on). In the beat's thread, which gives back what has not started."""
         self.holdings.cordoned = bool(asked)
-        if not asked:
-            logger.info("uncordoned: takes new work again")
-            return
-        logger.warning("%s: takes no new work", "asked to drain" if asked == "drain" else asked)
-        self.holdings.release(self.holdings.unstarted())
         if asked == "drain":
-            worker_state.should_stop = 0  # a warm shutdown, as on SIGTERM
+            self.leaving.ask(drain_ms / 1000)
+        else:
+            logger.warning("cordoned: takes no new work" if asked else "uncordoned: takes new work again")
+            self.holdings.wake.set()
 
     def complete_chords(self, groups: list[str]) -> None:
         """Publish the bodies of chords whose headers are complete."""
@@ -220,6 +229,7 @@ class Agent:
     def usurped(self) -> None:
         """Another process took this id over."""
         logger.critical("another agent has joined as %s: this one stops", self.membership.agent_id)
+        self.leaving.usurped = True
         worker_state.should_stop = 7
 
     # -- its life
@@ -231,6 +241,7 @@ class Agent:
         gc.freeze()
         threading.Thread(target=self.holdings.outbox.run, daemon=True, name="mesh-outbox").start()
         self.beat.start()
+        self.leaving.start()
         self.health.start()
         logger.info(
             "agent %s joined namespace %s on %s: capabilities %s, %d slots, health on port %d",
@@ -242,18 +253,15 @@ class Agent:
             self.health.port,
         )
 
-    def drain(self) -> None:
-        """No new work; what has not started goes back at once."""
-        if not self.draining:
-            self.draining = self.holdings.closed = True
-            try:
-                self.holdings.release(self.holdings.unstarted())
-                self.store.agents.cordon(self.membership.agent_id, "drain")
-            except MeshError as error:
-                logger.warning("unstarted tasks are left to their leases: %s", error)
+    def drain(self, grace_s: float | None = None) -> None:
+        """Celery has begun to stop, whatever made it: what runs has no more than the time of grace."""
+        if grace_s is not None or not self.leaving.begun:
+            self.leaving.begin("worker", grace_s)
 
     def leave(self) -> None:
         """The pool has stopped: record what is still in the outbox, give back the rest, deregister."""
+        while not self.leaving.claim():
+            time.sleep(1.0)  # its time was over: this process ends any moment
         if self.holdings.outbox.stop():
             try:
                 self.holdings.release([holding for holding in self.holdings.held() if not holding.ended])
@@ -338,7 +346,7 @@ class AgentStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def terminate(self, worker: Any) -> None:
         """At once: the same, without waiting."""
-        worker.mesh_agent.drain()
+        worker.mesh_agent.drain(0.0)
 
 
 class MembershipStep(bootsteps.StartStopStep):  # type: ignore[misc]

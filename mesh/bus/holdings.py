@@ -64,24 +64,25 @@ class Wake:
     """Wakes an event loop from another thread, through a pipe that the loop watches."""
 
     def __init__(self) -> None:
-        self.reader, self._writer = os.pipe()
+        self.reader, self.writer = os.pipe()
         os.set_blocking(self.reader, False)
-        os.set_blocking(self._writer, False)
+        os.set_blocking(self.writer, False)
 
     def set(self) -> None:
         """Make the reader readable."""
         with contextlib.suppress(BlockingIOError):
-            os.write(self._writer, b"!")
+            os.write(self.writer, b"\0")
 
-    def clear(self) -> None:
+    def clear(self) -> bytes:
         """Take what was written."""
         with contextlib.suppress(BlockingIOError):
-            os.read(self.reader, 4096)
+            return os.read(self.reader, 4096)
+        return b""
 
     def close(self) -> None:
         """Close both ends."""
         os.close(self.reader)
-        os.close(self._writer)
+        os.close(self.writer)
 
 
 class Holdings:
@@ -283,14 +284,17 @@ class Outbox:
         """Send everything; False if Redis did not take it in time."""
         self._stopping = True
         limit = time.monotonic() + timeout_s
-        while self._starts or self._ends:
+        while True:
+            with self.flushing:
+                pass  # what is under way comes back if it does not arrive
+            if not (self._starts or self._ends):
+                return True
             try:
                 self.flush()
             except StoreUnavailable:
                 if time.monotonic() > limit:
                     return False
                 time.sleep(0.2)
-        return True
 
 
 class Batch:

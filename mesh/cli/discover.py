@@ -36,7 +36,8 @@ def command(
 
         def view() -> str:
             agents = mesh.agents(capability=capability, status=status, region=region)
-            return rows_text([one.to_json() for one in agents], output, COLUMNS)
+            leaving = ("leaves_in_ms",) if any(one.leaves_in_ms is not None for one in agents) else ()
+            return rows_text([one.to_json() for one in agents], output, (*COLUMNS, *leaving))
 
         present(
             view,

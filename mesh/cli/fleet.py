@@ -139,6 +139,8 @@ class Fleet:
         """Start a process of the fleet; its output goes to a log."""
         handed = {key: value for key, value in os.environ.items() if key not in _NOT_HANDED_ON}
         handed |= {"REDIS_URL": self.redis_url, "MESH_NAMESPACE": self.namespace}
+        # Whoever stops a fleet waits for it: what runs goes back well before it would be killed, no balancer is waited for.
+        handed |= {"MESH_DRAIN_GRACE_MS": str(int(GRACE_S * 500)), "MESH_LAME_DUCK_MS": "0"}
         if sys.platform == "linux":
             command = [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *command]
         log = self.directory / f"{name}.log"

@@ -120,9 +120,9 @@ class Direct:
         """See `Mesh`."""
         agents.cordon(self.store, agent_id, on)
 
-    def drain(self, agent_id: str) -> None:
+    def drain(self, agent_id: str, grace_s: float | None) -> None:
         """See `Mesh`."""
-        agents.drain(self.store, agent_id)
+        agents.drain(self.store, agent_id, None if grace_s is None else round(grace_s * 1000))
 
     def overview(self) -> dict[str, Any]:
         """See `Mesh`."""

@@ -161,9 +161,10 @@ class Http:
         """See `Mesh`."""
         self._calls.call("POST", f"{self._agent(agent_id)}:{'cordon' if on else 'uncordon'}")
 
-    def drain(self, agent_id: str) -> None:
+    def drain(self, agent_id: str, grace_s: float | None) -> None:
         """See `Mesh`."""
-        self._calls.call("POST", f"{self._agent(agent_id)}:drain")
+        body = None if grace_s is None else msgspec.json.encode({"grace_ms": round(grace_s * 1000)})
+        self._calls.call("POST", f"{self._agent(agent_id)}:drain", body)
 
     def _agent(self, agent_id: str) -> str:
         return f"{self._root}/agents/{quote(agent_id, safe='')}"

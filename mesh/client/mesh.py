@@ -207,12 +207,14 @@ class Mesh:
         self._port.cordon(agent_id, True)
 
     def uncordon(self, agent_id: str) -> None:
-        """New work for an agent again. Raises `NotFound`."""
+        """New work for an agent again. Raises `NotFound`, `Conflict` (it drains: that is not taken back)."""
         self._port.cordon(agent_id, False)
 
-    def drain(self, agent_id: str) -> None:
-        """Let an agent finish what it runs, and leave. Raises `NotFound`."""
-        self._port.drain(agent_id)
+    def drain(self, agent_id: str, *, grace_s: float | None = None) -> None:
+        """Let an agent finish what it runs, and leave. What still runs after `grace_s` seconds (None: its own
+        MESH_DRAIN_GRACE_MS) goes to others, uncounted. Raises `NotFound`, `Invalid`.
+        """
+        self._port.drain(agent_id, grace_s)
 
     def overview(self) -> dict[str, Any]:
         """The namespace in short: {namespace, coordinators, leader, agents: {health: number}, queues: {name: {state: number}},

@@ -171,6 +171,8 @@ class Runner:
 
     def stop(self) -> None:
         """Resign, so that another leads at once, and let the runs under way end; what they still want is refused."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         self._lead_taken.set()
         self.leadership.resign()

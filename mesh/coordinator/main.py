@@ -1,7 +1,13 @@
-"""The coordinator's process: a socket, the loops, the HTTP service, and a clean stop."""
+"""The coordinator's process: a socket, the loops, the HTTP service, and a clean stop.
+
+A stop has three parts. First it says that it is not ready and gives up the lead, while it answers as before: balancers look
+only every second or two, and must not meet a closed port ("lame duck"). Each answer then closes its connection, so that
+callers who keep theirs go elsewhere. Then what only waits is answered at once, and what is under way is finished.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import gc
@@ -9,7 +15,7 @@ import logging
 import signal
 import socket
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -27,7 +33,10 @@ from mesh.settings import Settings
 
 __all__ = ["bind", "serve"]
 logger = logging.getLogger(__name__)
-_GRACE_S = 5
+_GRACE_S = (
+    15  # for what is under way: with the lame-duck time well below the 30 s that Kubernetes gives by default
+)
+_TICK_S = 0.1  # uvicorn's own
 _KEEP_ALIVE_S = (
     75  # longer than callers and balancers keep theirs: they close first, and no request meets a closing one
 )
@@ -65,12 +74,22 @@ class _Server(uvicorn.Server):
     """Leaves signals to us: uvicorn would raise them again when it has stopped, and the exit code would be theirs."""
 
     front: Front
+    lame_duck_s: float
+    hurried = False  # a person waits, or a second signal has come
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish the requests under way; what only waits is answered at once. Another may lead meanwhile."""
-        threading.Thread(target=self.front.coordinator.runner.stop, name="mesh-stop").start()
+        retired = asyncio.create_task(asyncio.to_thread(self.front.coordinator.retire))
+        self.front.coordinator.stopping = True
+        self.config.encoded_headers.append((b"connection", b"close"))
+        until, ticks = time.monotonic() + self.lame_duck_s, 0
+        while not self.hurried and time.monotonic() < until:
+            await self.on_tick(ticks)
+            ticks += 1
+            await asyncio.sleep(_TICK_S)
         self.front.end_waits()
         await super().shutdown(sockets)
+        await retired
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -134,9 +153,10 @@ def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None)
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )
-        server.front = front
+        server.front, server.lame_duck_s = front, settings.lame_duck_ms / 1000
 
-        def end(_: int, __: FrameType | None) -> None:
+        def end(signum: int, __: FrameType | None) -> None:
+            server.hurried = server.should_exit or signum == signal.SIGINT
             server.should_exit = True
 
         former = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from mesh.core.states import State
+from mesh.services.agents import LONGEST_GRACE_MS
 from mesh.services.dead_letters import LIMIT
 
 MAX_BATCH = 10_000
@@ -84,6 +85,12 @@ class CancelBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Why it is cancelled; the body may be left out."""
 
     reason: Annotated[str, Meta(min_length=1, max_length=500)] = "cancelled"
+
+
+class DrainBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long what runs may take; without it, the agent's own MESH_DRAIN_GRACE_MS. The body may be left out."""
+
+    grace_ms: Annotated[int, Meta(ge=0, le=LONGEST_GRACE_MS)] | None = None
 
 
 class DeadLetterBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -331,6 +338,7 @@ class AgentView(Struct, kw_only=True):
     cordoned: bool
     condition: str
     status_since: Time | None
+    leaves_in_ms: Count | None
 
 
 class AgentList(Struct, kw_only=True):

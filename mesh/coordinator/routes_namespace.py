@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from mesh import __version__
 from mesh.coordinator import models, openapi
 from mesh.coordinator.answers import Json
-from mesh.coordinator.requests import FrontOf, Space
+from mesh.coordinator.requests import FrontOf, Space, posted
 from mesh.core.agents import Health
 from mesh.errors import NotFound
 from mesh.services import agents as agent_services
@@ -71,7 +71,7 @@ def cordon(store: Space, agent_id: AgentId) -> Response:
     responses=openapi.answers(models.AgentView),
 )
 def uncordon(store: Space, agent_id: AgentId) -> Response:
-    """It gets work again."""
+    """It gets work again. One that drains does not (409): that is not taken back."""
     agent_services.cordon(store, agent_id, False)
     return Json(_agent(store, agent_id).to_json())
 
@@ -83,9 +83,13 @@ def uncordon(store: Space, agent_id: AgentId) -> Response:
     status_code=202,
     responses=openapi.answers(models.AgentView, 202),
 )
-def drain(store: Space, agent_id: AgentId) -> Response:
-    """It finishes what it runs, gives back the rest, and leaves."""
-    agent_services.drain(store, agent_id)
+def drain(
+    store: Space,
+    agent_id: AgentId,
+    body: Annotated[models.DrainBody, posted(models.DrainBody, optional=True)],
+) -> Response:
+    """It gives back what it has not started, and finishes what it runs, within its time of grace; then it leaves."""
+    agent_services.drain(store, agent_id, body.grace_ms)
     return Json(_agent(store, agent_id).to_json(), 202)
 
 

@@ -36,6 +36,7 @@ class Coordinator:
         self.life = secrets.token_hex(8)
         self.port = port
         self.beats = 0
+        self.stopping = False
         self.started_at = time.time()
         self.leadership = Leadership(self.store, self.coordinators, self.id, self._fields)
         self.runner = Runner(
@@ -85,13 +86,20 @@ class Coordinator:
                 )
             time.sleep(_POLL_S)
 
+    def retire(self) -> None:
+        """Not ready any more, the lead given up, the loops stopped; what is asked is still answered."""
+        self.stopping = True
+        self.runner.stop()
+
     def stop(self) -> None:
         """Stop the loops, give up the lead."""
-        self.runner.stop()
+        self.retire()
         self.store.close()
 
     def ready(self) -> tuple[bool, str]:
         """(whether it can do its work, why not)."""
+        if self.stopping:
+            return False, "It is stopping."
         try:
             self.store.client.execute("PING")
         except MeshError as error:
@@ -131,6 +139,8 @@ class Coordinator:
             body["agents"] = counts(discover(self.store))
         except MeshError as error:
             body |= {"status": "unhealthy", "redis_latency_ms": None, "detail": str(error)}
-        if not self.runner.alive:
+        if self.stopping:
+            body |= {"status": "stopping", "detail": "It is stopping."}
+        elif not self.runner.alive:
             body |= {"status": "unhealthy", "detail": "A loop has ended."}
         return body["status"] == "healthy", body

@@ -6,13 +6,13 @@ import datetime
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mesh.core.agents import Health, health
 from mesh.core.requirements import capabilities_of, satisfies
-from mesh.errors import Invalid, NotFound, Unsatisfiable
+from mesh.errors import Conflict, Invalid, NotFound, Unsatisfiable
 from mesh.services.types import unknown_hint
 from mesh.settings import Settings
 from mesh.store.store import Store
@@ -21,6 +21,7 @@ _OFFERED_FOR_S = 5.0  # how long "somebody can take it" is believed
 _MISSED_FOR_S = 1.0  # ... and "nobody can"
 _REMEMBERED = 10_000
 _PAGE = 500  # verdicts that one script records
+LONGEST_GRACE_MS = 86_400_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class AgentInfo:
     cordoned: bool
     condition: str = ""  # what it says is wrong with it
     status_since: str | None = None  # as the leader saw it; None if it has not looked since the last change
+    leaves_in_ms: int | None = None  # what is left of its time while it drains
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -93,6 +95,7 @@ def _info(row: dict[str, str], now_ms: int, settings: Settings) -> AgentInfo:
         cordoned="cordoned" in row,
         condition=condition,
         status_since=_iso(row["judged_at"]) if row.get("judged") == status else None,
+        leaves_in_ms=max(0, int(row["drain"]) - now_ms) if "drain" in row and "left" not in row else None,
     )
 
 
@@ -198,15 +201,34 @@ def unmet_warning(store: Store, task_type: str, requirement: str, unsatisfiable:
 
 
 def cordon(store: Store, agent_id: str, on: bool = True) -> None:
-    """Give an agent no new work (or again); what waited in its own queue goes to the others. Raises `NotFound`."""
+    """Give an agent no new work (or again); what waited in its own queue goes to the others.
+
+    Raises `NotFound`, and `Conflict` for work to an agent that drains: it is leaving.
+    """
     _tell(store, agent_id, "cordon" if on else "uncordon")
 
 
-def drain(store: Store, agent_id: str) -> None:
-    """Let an agent finish what it runs and leave; what it has not started goes to the others. Raises `NotFound`."""
-    _tell(store, agent_id, "drain")
+def drain(store: Store, agent_id: str, grace_ms: int | None = None) -> None:
+    """Let an agent finish what it runs and leave; what it has not started goes to the others at once, what runs after
+    `grace_ms` (None: its own MESH_DRAIN_GRACE_MS) then. Said again, the later word counts. Raises `NotFound`, `Invalid`.
+    """
+    if grace_ms is not None and not 0 <= grace_ms <= LONGEST_GRACE_MS:
+        raise Invalid(f"A time of grace of {grace_ms} ms is not from 0 to {LONGEST_GRACE_MS} ms (a day).")
+    _tell(store, agent_id, "drain", grace_ms)
 
 
-def _tell(store: Store, agent_id: str, how: str) -> None:
-    if store.agents.cordon(agent_id, how) == "missing":
+def _tell(store: Store, agent_id: str, how: str, grace_ms: int | None = None) -> None:
+    word = store.agents.cordon(agent_id, how, grace_ms=grace_ms)
+    if word == "missing":
         raise NotFound(f"There is no agent {agent_id!r} in namespace {store.settings.namespace!r}.")
+    if word == "draining":
+        raise not_taken_back([agent_id])
+
+
+def not_taken_back(agent_ids: Sequence[str]) -> Conflict:
+    """The error of whoever uncordons agents that drain."""
+    many = len(agent_ids) > 1
+    return Conflict(
+        f"{'Agents' if many else 'Agent'} {', '.join(agent_ids)} {'are' if many else 'is'} draining: a drain is not taken back. "
+        f"Start {'them' if many else 'it'} again."
+    )

@@ -42,7 +42,15 @@ def offer(
 
 @script
 def cordon(
-    ready: Key, present: Key, sequence: Key, prefix: Prefix, agent: Arg[str], how: Arg[str], limit: Arg[int]
+    ready: Key,
+    present: Key,
+    sequence: Key,
+    prefix: Prefix,
+    agent: Arg[str],
+    how: Arg[str],
+    grace_ms: Arg[str],
+    incarnation: Arg[str],
+    limit: Arg[int],
 ) -> None: ...
 
 
@@ -120,14 +128,13 @@ class Lead:
 class Beat:
     """The answer to a beat; `words`: held | settled | lost, one for each attempt named."""
 
-    known: str  # known | absent | unknown | restored | usurped
+    known: str  # known | absent | unknown | usurped
     requirements_version: int
     next_lease_end_ms: int  # -1: no lease at all
     chords_due: list[str]
     words: list[str]
     asked: str  # cordoned | drain | ''
-    now_ms: int
-    before_ms: int  # the beat before this one that Redis knows of, 0 if none
+    drain_ms: int  # ... for a drain: what is left of its time; else -1
 
 
 class Agents:
@@ -174,8 +181,7 @@ class Agents:
             chords_due=[group.decode() for group in answer[4]],
             words=[word.decode() for word in answer[5]],
             asked=answer[6].decode(),
-            now_ms=int(answer[1]),
-            before_ms=int(answer[7]),
+            drain_ms=int(answer[7]),
         )
 
     def offer(self, agent: str, incarnation: int, queues: Sequence[str]) -> str:
@@ -183,16 +189,22 @@ class Agents:
         answer: bytes = self.bound["offer"](agent, incarnation, *queues)
         return answer.decode()
 
-    def cordon(self, agent: str, how: str) -> str:
-        """`how`: cordon | uncordon | drain; the agent hears of it at once (moved | missing)."""
-        return self._paged("cordon", agent, how)
+    def cordon(
+        self, agent: str, how: str, *, grace_ms: int | None = None, incarnation: int | None = None
+    ) -> str:
+        """`how`: cordon | uncordon | drain (within `grace_ms`, None: the agent's own time); the agent hears of it at once.
+
+        Only to one life of it if `incarnation` is given. Answers moved | missing | fenced | draining (not taken back).
+        """
+        grace, life = ("" if one is None else one for one in (grace_ms, incarnation))
+        return self._paged("cordon", agent, how, grace, life)
 
     def leave(self, agent: str, incarnation: int) -> str:
         """Deregister (moved | fenced); the record stays for a day, as offline."""
         return self._paged("leave", agent, incarnation)
 
-    def _paged(self, script: str, agent: str, word: str | int) -> str:
-        while (answer := self.bound[script](agent, word, _PAGE)) == b"more":
+    def _paged(self, script: str, agent: str, *words: str | int) -> str:
+        while (answer := self.bound[script](agent, *words, _PAGE)) == b"more":
             pass
         return str(answer.decode())
 

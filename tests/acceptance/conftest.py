@@ -219,6 +219,7 @@ def make_place(redis_url: str, namespace: str, folder: Path) -> Iterator[Place]:
         "REDIS_URL": redis_url,
         "MESH_NAMESPACE": namespace,
         "MESH_DATA_DIRS": str(folder),
+        "MESH_LAME_DUCK_MS": "0",  # no balancer looks
     }
     mesh = Mesh(redis_url=redis_url, namespace=namespace)
     place = Place(redis_url=redis_url, namespace=namespace, folder=folder, environ=environ, mesh=mesh)

@@ -38,6 +38,7 @@ class Fleet:
             "PYTHONPATH": path,
             "REDIS_URL": redis_url or self.redis_url,
             "MESH_NAMESPACE": self.namespace,
+            "MESH_LAME_DUCK_MS": "0",  # no balancer looks
             **self.environment,
         }
 

@@ -1,10 +1,16 @@
 --#include time queues places withdraw
 --#allow-oom
--- An operator's word to an agent: `how` is cordon (no new work; what waits in its own queue goes back), uncordon, or drain
--- (cordon, finish what it runs, leave). The agent is nudged. Answers moved | more (call again) | missing.
+-- An operator's word to an agent, or its own: `how` is cordon (no new work; what waits in its own queue goes back), uncordon, or
+-- drain (cordon, finish within `grace_ms` what it runs, leave; '' is the agent's own time of grace). `incarnation`: only to this life of
+-- it, or ''. The agent is nudged; one that has left needs no drain. A drain is not taken back.
+-- Answers moved | more (call again) | missing | fenced | draining.
 local key = AGENT .. agent
-if redis.call('EXISTS', key) == 0 then return 'missing' end
+local current, left, drain, own_grace = unpack(redis.call('HMGET', key, 'incarnation', 'left', 'drain', 'grace_ms'))
+if not current then return 'missing' end
+if incarnation ~= '' and incarnation ~= current then return 'fenced' end
+if left and how == 'drain' then return 'moved' end
 if how == 'uncordon' then
+  if drain and not left then return 'draining' end
   redis.call('HDEL', key, 'cordoned')
   if redis.call('ZSCORE', present, agent) then
     local turn = redis.call('GET', sequence) or '0'
@@ -13,7 +19,11 @@ if how == 'uncordon' then
     end
   end
 else
-  redis.call('HSET', key, how == 'drain' and 'drain' or 'cordoned', stamp)
+  if how == 'drain' then
+    redis.call('HSET', key, 'drain', text(now + (tonumber(grace_ms) or tonumber(own_grace) or 60000)))
+  else
+    redis.call('HSET', key, 'cordoned', stamp)
+  end
   if withdraw(agent, tonumber(limit)) > 0 then return 'more' end
 end
 if redis.call('LLEN', NUDGE .. agent) == 0 then redis.call('RPUSH', NUDGE .. agent, how) end
