@@ -24,6 +24,7 @@ from .identity import Membership
 
 logger = logging.getLogger(__name__)
 _PAUSE_S = 0.5  # between tries while Redis is away
+_REGISTERED_MS = 86_400_000  # a registration stays so long after the last beat
 _ADVERTISE_S = 3600.0  # task types are forgotten when nobody has told them for a day
 
 
@@ -75,6 +76,7 @@ class Beat:
         self._finished = _thread.allocate_lock()
         self._reap_at: float | None = None
         self._types = types
+        self._told_ms = 0  # when Redis has confirmed a beat, by its own clock
         self.last_beat = self._advertised = time.monotonic()
         self.reaped = 0
 
@@ -134,7 +136,8 @@ class Beat:
         if answer.known == "usurped":
             self._on_usurped()
             return
-        if answer.known == "unknown":
+        self._look_back(answer)
+        if answer.known in ("unknown", "restored"):
             self._rejoin()
         elif answer.known == "absent":
             self._on_absent()
@@ -152,6 +155,20 @@ class Beat:
             self._reap_at = time.monotonic() + answer.next_lease_end_ms / 1000 + 0.02
         else:
             self._reap_at = None
+
+    def _look_back(self, answer: BeatAnswer) -> None:
+        """Say so if Redis does not know what it has confirmed before: it was restored, or has lost its last writes."""
+        told_ms, self._told_ms = self._told_ms, answer.now_ms
+        lost_ms = told_ms - answer.before_ms
+        forgotten = not told_ms or answer.now_ms - told_ms > _REGISTERED_MS  # its record has ended by itself
+        if answer.known == "restored" or forgotten or lost_ms <= self.settings.lease_ms:
+            return
+        far = f" by about {lost_ms // 1000} s" if answer.before_ms else ""
+        logger.warning(
+            "Redis has gone back in time%s: it was restored from a backup, or has lost its data; see docs/backup.md",
+            far,
+        )
+        self._store.restores.went_back(self.membership.agent_id, lost_ms if answer.before_ms else 0)
 
     def _rejoin(self) -> None:
         """Redis has lost its data, or forgot us: register again under the same incarnation."""

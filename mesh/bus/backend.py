@@ -26,8 +26,8 @@ from kombu.utils.json import loads as json_loads
 from mesh.bus import runtime
 from mesh.bus.documents import one_line
 from mesh.bus.holdings import Holding
-from mesh.bus.messages import ATTEMPT_HEADER
-from mesh.bus.publishing import current_attempt, parent_run, part_index
+from mesh.bus.messages import ATTEMPT_HEADER, part_index
+from mesh.bus.publishing import current_attempt, parent_run
 from mesh.core.states import State, celery_status
 from mesh.errors import StoreUnavailable
 from mesh.store.store import Store

@@ -8,7 +8,7 @@ template says, and of the usual body only the arguments; the agent builds the fu
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from kombu.transport import base, virtual
@@ -136,6 +136,48 @@ def anew(message: bytes) -> bytes:
         name: value for name, value in (headers or {}).items() if name not in ("retries", "eta", "expires")
     }
     return _pack(words[0], words[1], words[2], words[3], headers, properties)
+
+
+def part_index(group_index: Any, task_id: str) -> str:
+    """The name of a task's part in its chord; a task that was added to the chord has its parent's index, but not its id."""
+    return task_id if group_index is None else f"{group_index}.{task_id}"
+
+
+class ChainMember(NamedTuple):
+    """A task that was to follow: its id, and its place in a chord's header if it has one."""
+
+    id: str
+    group: str | None
+    part: str
+
+
+def chain_of(message: bytes) -> list[ChainMember]:
+    """What was to follow a stored task when it succeeds."""
+    try:
+        words = _decode(message)
+        if words[2] == _ARGUMENTS_ONLY:
+            return []
+        embedded = json_loads(words[1])[2]
+        chain = [(element["options"], element["options"]["task_id"]) for element in embedded["chain"] or []]
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+    ):  # nothing that Celery wrote as JSON, or a signature without an id
+        return []
+    return [
+        ChainMember(task_id, str(group), part_index(options.get("group_index"), task_id))
+        if "chord" in options and (group := options.get("group_id"))
+        else ChainMember(task_id, None, "")
+        for options, task_id in chain
+    ]
+
+
+def failure(task_id: str, sentence: str) -> bytes:
+    """Celery's result document of a task that nobody ran."""
+    result = {"exc_type": "RuntimeError", "exc_message": [sentence], "exc_module": "builtins"}
+    document: dict[str, Any] = {"status": "FAILURE", "result": result, "traceback": None, "children": []}
+    return msgspec.json.encode({**document, "date_done": None, "task_id": task_id})
 
 
 class Delivery:

@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 
 from mesh.bus import runtime
 from mesh.bus.documents import one_line
-from mesh.bus.messages import ATTEMPT_HEADER, CALL_HEADER, compact
+from mesh.bus.messages import ATTEMPT_HEADER, CALL_HEADER, compact, part_index
 from mesh.core.places import check_strategy, placing
 from mesh.core.requirements import canonical, is_compound
 from mesh.errors import Invalid
@@ -126,8 +126,3 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
     if word == "full":
         raise OperationalError(f"No more requirements can be registered (queue {queue}): 10,000 are in use.")
     return word
-
-
-def part_index(group_index: Any, task_id: str) -> str:
-    """The name of a task's part in its chord; a task that was added to the chord has its parent's index, but not its id."""
-    return task_id if group_index is None else f"{group_index}.{task_id}"

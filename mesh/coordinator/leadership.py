@@ -78,7 +78,13 @@ class Leadership:
 
     def _ask(self) -> None:
         asked_at, before = time.monotonic(), self._trusted
+        known = self.term
         self._known = found = self._store.agents.lead(self._id, LEAD_MS)
+        if found.term < known:
+            logger.warning(
+                "Redis has gone back in time, from term %d to %d: see docs/backup.md", known, found.term
+            )
+            self._store.restores.went_back(self._id, 0)
         if before is not None and before[0].fence != found.fence:
             self._lose(f"{found.leader} leads, term {found.term}")
             before = None

@@ -48,6 +48,7 @@ class Verb(StrEnum):
     EXPIRE = "expire"
     CONCLUDE = "conclude"
     REVISE = "revise"
+    RESTORE = "restore"
 
 
 class Answer(StrEnum):
@@ -151,6 +152,12 @@ RULES: dict[Verb, Rule] = {
         targets=TERMINAL,
         fenced=False,
         meaning="an outcome is recorded for an id that nobody holds (a chain or chord that failed before it)",
+    ),
+    Verb.RESTORE: Rule(
+        sources=LIVE,
+        targets=frozenset({State.FAILED, State.QUEUED}),
+        fenced=False,
+        meaning="Redis was restored from a backup: what had not ended there is failed, or what was held is queued again",
     ),
 }
 

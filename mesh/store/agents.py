@@ -128,12 +128,14 @@ class Lead:
 class Beat:
     """The answer to a beat; `words`: held | settled | lost, one for each attempt named."""
 
-    known: str  # known | absent | unknown | usurped
+    known: str  # known | absent | unknown | restored | usurped
     requirements_version: int
     next_lease_end_ms: int  # -1: no lease at all
     chords_due: list[str]
     words: list[str]
     asked: str  # cordoned | drain | ''
+    now_ms: int
+    before_ms: int  # the beat before this one that Redis knows of, 0 if none
     drain_ms: int  # ... for a drain: what is left of its time; else -1
 
 
@@ -181,7 +183,9 @@ class Agents:
             chords_due=[group.decode() for group in answer[4]],
             words=[word.decode() for word in answer[5]],
             asked=answer[6].decode(),
-            drain_ms=int(answer[7]),
+            now_ms=int(answer[1]),
+            before_ms=int(answer[7]),
+            drain_ms=int(answer[8]),
         )
 
     def offer(self, agent: str, incarnation: int, queues: Sequence[str]) -> str:

@@ -63,6 +63,13 @@ TABLE: tuple[Row, ...] = (
     _row("grace", "string", "one lease", "ms before which nothing is reaped: Redis slept or was down"),
     _row("leader", "hash", PERMANENT, "who runs the loops: id, term (it only ever rises) and until when, ms"),
     _row(
+        "epoch",
+        "hash",
+        PERMANENT,
+        "the last restore: `raised` (the epoch, ms), `tasks` (policy), `ended`; `rewound`, `by`, `lost`: Redis went back in time",
+    ),
+    _row("restoring", "set", PERMANENT, "names of what a restore has put aside and not gone through yet"),
+    _row(
         "types",
         "hash",
         PERMANENT,
@@ -92,6 +99,9 @@ TABLE: tuple[Row, ...] = (
         PERMANENT,
         "agents that take what waits in a queue, by the turn at which they were last given a task",
         family=True,
+    ),
+    _row(
+        "aside", "zset", PERMANENT, "ids of tasks that had not ended when the epoch was raised", family=True
     ),
     _row("nudge", "list", "60 s", "at most one token: this agent should beat now", family=True),
     _row("chord", "hash", RETENTION, "a chord: its body, the size of its header", family=True),

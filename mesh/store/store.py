@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from mesh.errors import StoreUnavailable
 from mesh.settings import Settings
-from mesh.store import agents, chords, task_scripts, types
+from mesh.store import agents, chords, restores, task_scripts, types
 from mesh.store.agents import Agents
 from mesh.store.chords import Chords
 from mesh.store.client import Client, ResponseError
 from mesh.store.keys import Keys
+from mesh.store.restores import Restores
 from mesh.store.tasks import Tasks
 from mesh.store.types import Types
 
@@ -40,6 +41,7 @@ class Store:
         self.agents = Agents(self.client, self.keys, lease_ms=lease_ms, renew_ms=renew_ms)
         self.chords = Chords(self.client, self.keys, keep_ms=keep_ms)
         self.types = Types(self.client, self.keys)
+        self.restores = Restores(self.client, self.keys, keep_ms=keep_ms)
 
     def check(self) -> None:
         """Raise `StoreUnavailable` unless Redis answers and evicts nothing (an evicted key would be a lost task)."""
@@ -56,8 +58,8 @@ class Store:
 
     def preload(self) -> None:
         """Teach the server all scripts."""
-        for part in (self.tasks.bound, self.agents.bound, self.chords.bound, self.types.bound):
-            for bound in part.values():
+        for part in (self.tasks, self.agents, self.chords, self.types, self.restores):
+            for bound in part.bound.values():
                 bound.load()
 
     def close(self) -> None:
@@ -65,4 +67,4 @@ class Store:
         self.client.close()
 
 
-SCRIPTS = (*task_scripts.ALL, *agents.ALL, *chords.ALL, *types.ALL)
+SCRIPTS = (*task_scripts.ALL, *agents.ALL, *chords.ALL, *types.ALL, *restores.ALL)

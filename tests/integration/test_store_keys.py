@@ -86,6 +86,10 @@ def live_a_whole_life(store: Store) -> None:
     store.client.execute("SET", store.keys["pulse"], LONG_AGO_MS)
     store.tasks.reap()
 
+    store.restores.begin("requeue")  # interrupted before it has gone through what it put aside
+    publish(store, "after", "after")
+    take(store, "after")
+
 
 def keys_of(store: Store) -> list[str]:
     """Every key of the namespace."""
