@@ -51,10 +51,11 @@ class Stage(Fleet):
         include: str = "tests.chaos.witness",
         more: Sequence[str] = (),
         proxied: bool = False,
+        python: Sequence[str] = (sys.executable,),
         **environ: str,
     ) -> None:
-        """Start an agent with the witness's task type, or those of another module."""
-        words = [sys.executable, "-m", "mesh.workers", "--loglevel", "info", "-I", include]
+        """Start an agent with the witness's task type, or those of another module; `python`: what runs modules."""
+        words = [*python, "-m", "mesh.workers", "--loglevel", "info", "-I", include]
         words += ["--pool", pool, "--concurrency", str(concurrency), "--capabilities", capabilities]
         words += ["--without-gossip", "--without-mingle", "--agent-id", agent_id, *more]
         self.run(agent_id, words, proxied=proxied, **{"AGENT_ID": agent_id, **environ})
@@ -62,17 +63,21 @@ class Stage(Fleet):
 
     # -- tasks
 
-    def submit(self, *, by: Mesh | None = None, **payload: Any) -> Handle:
+    def submit(
+        self, *, by: Mesh | None = None, options: Mapping[str, Any] | None = None, **payload: Any
+    ) -> Handle:
         """One task `work`; see there for what its payload may say. It counts as acknowledged when this returns.
 
-        `by`: another client than the one that goes straight to Redis. Several threads may submit.
+        `by`: another client than the one that goes straight to Redis; `options`: of `Mesh.submit`. Several threads may submit.
         """
         task_id = new_id()
         with self._writing:
             number = len(self.ledger)
             self.ledger[task_id] = Submission(id=task_id, number=number, acknowledged=False)
         body = {"number": number, "effects": str(self.effects_file), **payload}
-        handle = (by or self.mesh).submit("work", body, task_id=task_id, unsatisfiable="accept")
+        handle = (by or self.mesh).submit(
+            "work", body, task_id=task_id, unsatisfiable="accept", **(options or {})
+        )
         self.ledger[task_id] = Submission(id=task_id, number=number, acknowledged=True)
         self.observer.watch(task_id)
         return handle

@@ -12,6 +12,7 @@ import pytest
 from mesh.core.states import State
 from mesh.workers.identity import process_start
 from tests.chaos.conftest import Recovery
+from tests.chaos.joining import Joiner, joining
 from tests.chaos.limits import limit_address_space, limited_memory
 from tests.chaos.matrix import fault
 from tests.chaos.stage import Stage
@@ -246,4 +247,47 @@ def test_restart_under_the_same_id(stage: Stage, recovery: Recovery) -> None:
     stage.start("phoenix")
     recovery.took(stage.all_end() - killed)
     assert {stage.record(one).attempt for one in lost} == {2}
+    stage.check()
+
+
+@fault(
+    "agents",
+    "200 agents join at once: 196 registrations that beat, without pools, and 4 real agents",
+    expect="all are there within seconds, each hears of new requirements; the cost of an agent does not grow with their number",
+    tier="all",
+    bound_s=60,
+    timeout_s=300,
+)
+def test_200_agents_join_at_once(stage: Stage, recovery: Recovery) -> None:
+    def commands() -> int:
+        rows = stage.mesh.store.client.execute("INFO", "stats").decode().splitlines()
+        (found,) = [row for row in rows if row.startswith("total_commands_processed:")]
+        return int(found.partition(":")[2])
+
+    def cost(agents: list[Joiner], before: int) -> float:
+        """Commands of one agent, from its joining on, for some beats."""
+        joined = stage.until(lambda: all(one.joined_at for one in agents), "all to join")
+        stage.until(lambda: time.time() > joined + 7, "some beats")
+        return (commands() - before) / len(agents)
+
+    before = commands()
+    with joining(stage.mesh.settings, 10, ("idle",), "few") as few:
+        cost_of_few = cost(few, before)
+    before, begun = commands(), time.time()
+    with joining(stage.mesh.settings, 196, ("work", "rare"), "many") as many:
+        real = [f"real{index}" for index in range(4)]
+        for one in real:
+            stage.start(one, pool="threads", capabilities="work,rare")
+        cost_of_many = cost(many, before)
+        recovery.took(max(one.joined_at for one in many) - begun)
+        stage.ready(*real)
+        asked = time.time()
+        stage.submit(options={"requires": ["rare"]})
+        stage.until(lambda: all("rare+work" in one.heard for one in many), "all to hear of a requirement")
+        assert max(one.heard["rare+work"] for one in many) - asked < 15
+        stage.load(20)
+        assert len(stage.mesh.agents(capability="rare")) == 200
+        stage.all_end()
+    assert not [one.error for one in many if one.error]
+    assert cost_of_many < 2 * cost_of_few, (cost_of_few, cost_of_many)
     stage.check()
