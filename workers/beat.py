@@ -7,6 +7,7 @@ are renewed. Between beats it waits at the agent's nudge list, so that a cancell
 from __future__ import annotations
 
 import _thread
+import dataclasses
 import logging
 import threading
 import time
@@ -25,6 +26,7 @@ from .identity import Membership
 logger = logging.getLogger(__name__)
 _PAUSE_S = 0.5  # between tries while Redis is away
 _REGISTERED_MS = 86_400_000  # a registration stays so long after the last beat
+_LATE_S = 1.0  # an answer that is so late does not come: beats must go on
 _ADVERTISE_S = 3600.0  # task types are forgotten when nobody has told them for a day
 
 
@@ -66,7 +68,10 @@ class Beat:
         types: dict[str, dict[str, Any]],
     ) -> None:
         self.settings, self.membership, self.holdings = settings, membership, holdings
-        self._store = Store(settings)  # sockets are not shared with greenlets of another hub
+        # Connections of its own: sockets are not shared with greenlets of another hub, and one that is dead must be found out
+        # while there is still time to renew.
+        patience_ms = max(1000, min(settings.redis_socket_timeout_ms, settings.lease_renew_ms))
+        self._store = Store(dataclasses.replace(settings, redis_socket_timeout_ms=patience_ms))
         self._on_main, self._on_requirements, self._on_chords_due = on_main, on_requirements, on_chords_due
         self._on_lost, self._on_usurped, self._load = on_lost, on_usurped, load
         self._on_absent, self._on_asked = on_absent, on_asked
@@ -121,7 +126,10 @@ class Beat:
             until = next_beat if self._reap_at is None else min(next_beat, self._reap_at)
             if now >= next_beat:
                 return
-            connection.send_packed_command([pack(["BLPOP", key, max(0.01, until - now)])], check_health=False)
+            pause = max(0.01, until - now)
+            connection.send_packed_command([pack(["BLPOP", key, pause])], check_health=False)
+            if not connection.can_read(pause + _LATE_S):
+                raise StoreUnavailable("the connection for nudges is silent")
             if connection.read_response() is not None:
                 return
 

@@ -50,7 +50,7 @@ class Agent:
             self.settings.agent_port, asked=self.settings.port_was_asked, report=self.report
         )
         try:
-            self.store.check()
+            self.durability = self.store.check()
             self.store.preload()
             self.types = task_types(self.app, self.capabilities)
             self.store.types.advertise(self.types)  # before it joins: who sees the agent knows its types
@@ -252,6 +252,7 @@ class Agent:
             self.slots(),
             self.health.port,
         )
+        logger.info("Redis: %s", self.durability.sentence)
 
     def drain(self, grace_s: float | None = None) -> None:
         """Celery has begun to stop, whatever made it: what runs has no more than the time of grace."""

@@ -28,8 +28,10 @@ from mesh.bus.documents import one_line
 from mesh.bus.holdings import Holding
 from mesh.bus.messages import ATTEMPT_HEADER, part_index
 from mesh.bus.publishing import current_attempt, parent_run
+from mesh.bus.results import ResultConsumer
 from mesh.core.states import State, celery_status
 from mesh.errors import StoreUnavailable
+from mesh.store.connections import HEALTH_CHECK_S, stand_in
 from mesh.store.store import Store
 from mesh.store.tasks import Crashed, Entry, Settlement
 
@@ -40,6 +42,8 @@ _RETRY_S = 0.5  # between tries to settle while Redis is away: the attempt's wor
 class Backend(RedisBackend):  # type: ignore[misc]
     """`result_backend = "mesh.bus.backend:Backend"`; the namespace is that of the app's transport."""
 
+    ResultConsumer = ResultConsumer
+
     def __init__(self, app: Any = None, url: str | None = None, **kwargs: Any) -> None:
         self.namespace = app.conf.broker_transport_options.get("namespace", "default")
         self.store: Store = runtime.store_of(self.namespace)
@@ -47,7 +51,11 @@ class Backend(RedisBackend):  # type: ignore[misc]
         self.task_keyprefix = keys.of("result", "")
         self.group_keyprefix = keys.of("group", "")
         self.chord_keyprefix = keys.of("chord", "")
-        super().__init__(app=app, url=self.store.settings.redis_url, **kwargs)
+        super().__init__(app=app, url=stand_in(self.store.settings.redis_url), **kwargs)
+
+    def _create_client(self, **params: Any) -> Any:
+        """On connections like the store's: one place knows URLs, time-outs, and what a sentinel is."""
+        return self.store.client.redis_py(health_check_interval=HEALTH_CHECK_S)
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         return super(RedisBackend, self).__reduce__((), {"expires": self.expires})

@@ -6,6 +6,7 @@ with the reason, to be replayed once an agent knows the type.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from celery import signals
@@ -18,10 +19,17 @@ from mesh.bus.documents import one_line
 from mesh.core.states import State
 
 logger = get_logger(__name__)
+#: Seconds between tries to connect anew. Celery's own rise to 30: an agent would sleep on while Redis is back.
+_PAUSES = {"interval_start": 0.2, "interval_step": 0.3, "interval_max": 1.5}
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]
     """`worker_consumer = "mesh.bus.consumer:Consumer"`."""
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect, however long it takes."""
+        conn.ensure_connection = functools.partial(conn.ensure_connection, **_PAUSES)
+        return super().ensure_connected(conn)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         """No task type of that name is registered here."""

@@ -36,8 +36,11 @@ class Current:
 
     @property
     def cancelled(self) -> bool:
-        """Whether this attempt's outcome will be refused: cancelled, or taken from this agent."""
-        record = self._task.backend.store.tasks.record(self.task_id)
+        """Whether its outcome will be refused: cancelled, or taken from this agent; while Redis is away: `stopped`."""
+        try:
+            record = self._task.backend.store.tasks.record(self.task_id)
+        except StoreUnavailable:
+            return self.stopped
         return record is None or record.state not in LIVE or record.fence != self.fence
 
     @property

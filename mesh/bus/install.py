@@ -15,6 +15,7 @@ from kombu.connection import resolve_aliases
 from mesh.bus import runtime
 from mesh.settings import Settings
 from mesh.store.client import safe_url
+from mesh.store.connections import HEALTH_CHECK_S, stand_in
 
 TRANSPORT = "mesh.bus.transport:Transport"
 _STEPS = {
@@ -26,22 +27,16 @@ _STEPS = {
 def configuration(settings: Settings) -> dict[str, Any]:
     """Celery's settings, derived from ours; `celeryconfig.py` shows them to people."""
     return {
-        "broker_url": settings.redis_url,
+        "broker_url": stand_in(settings.redis_url),
         "broker_transport": TRANSPORT,
         "broker_transport_options": {
             "namespace": settings.namespace,
-            "socket_timeout": settings.redis_socket_timeout_ms / 1000,
-            "socket_connect_timeout": settings.redis_connect_timeout_ms / 1000,
-            "socket_keepalive": True,
-            "health_check_interval": 5,
+            "health_check_interval": HEALTH_CHECK_S,
         },
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "result_backend": "mesh.bus.backend:Backend",
         "result_backend_transport_options": {},
-        "redis_socket_timeout": settings.redis_socket_timeout_ms / 1000,
-        "redis_socket_connect_timeout": settings.redis_connect_timeout_ms / 1000,
-        "redis_socket_keepalive": True,
         "result_expires": settings.result_retention_s,
         "task_acks_late": True,
         "task_reject_on_worker_lost": False,
@@ -87,7 +82,7 @@ def _with_broker_of(app: Celery, settings: Settings) -> Settings:
     if (
         not isinstance(named, str)
         or not named.startswith(("redis://", "rediss://"))
-        or named == settings.redis_url
+        or named in (settings.redis_url, stand_in(settings.redis_url))
     ):
         return settings
     if settings.was_set("redis_url"):

@@ -22,12 +22,15 @@ from mesh.bus import runtime
 from mesh.bus.holdings import Batch, Holding, Holdings
 from mesh.bus.messages import Delivery, Message
 from mesh.bus.publishing import DEFAULT_PRIORITY, publish
-from mesh.store.client import NoScriptError, ResponseError, pack
+from mesh.errors import StoreUnavailable
+from mesh.store.client import NETWORK_ERRORS, NoScriptError, NotNow, pack, read_reply
+from mesh.store.connections import HEALTH_CHECK_S
 from mesh.store.scripts import Bound
 from mesh.store.store import Store
 from mesh.store.tasks import Entry, Fetched
 
 WAIT_S = 1.0  # a wait at the bells ends after so long, then a fetch looks for what no bell told
+_REFUSED_S = 0.5  # after Redis has refused a fetch
 _REPLY_KEPT_MS = 3_600_000
 
 
@@ -101,7 +104,12 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]
             self._watched = wake.reader
             self.poller.register(wake.reader, self.eventflags)
         for channel in self._channels:
-            if not channel._in_poll and channel.active_queues and channel.qos.can_consume():
+            if (
+                not channel._in_poll
+                and channel.active_queues
+                and channel.may_ask()
+                and channel.qos.can_consume()
+            ):
                 self._register_BRPOP(channel)
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
@@ -154,6 +162,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             None  # what the connection's pending replies belong to
         )
         self._idle = False  # the last fetch brought nothing
+        self._not_before = 0.0  # Redis has refused a fetch: none is sent before
         self._next_due_ms = -1
         self._own: Holdings | None = None
         self._consumed: list[str] = []
@@ -174,6 +183,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
                 self.store, holder=f"consumer-{os.getpid()}#0", slots=lambda: 1, isolated=False
             )
         return self._own
+
+    def may_ask(self) -> bool:
+        """Whether a fetch may be sent now."""
+        return not self._not_before or monotonic() >= self._not_before
 
     def task_queues(self) -> list[str]:
         """The store's queues among those that this channel consumes."""
@@ -215,6 +228,27 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def create_publish_batch(self, max_size: int) -> Any:
         """Kombu's own batches write lists: not for tasks."""
         raise NotImplementedError("Use Mesh.submit_many to publish tasks in bulk.")
+
+    # -- connections
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        """All of them are made like the store's: one place knows URLs, time-outs, and what a sentinel is."""
+        params = self.store.client.pool_options(
+            health_check_interval=HEALTH_CHECK_S, max_connections=self.max_connections
+        )
+        if asynchronous:
+            channel = self
+
+            kind: Any = params["connection_class"]
+
+            class Watched(kind):  # type: ignore[misc]
+                def disconnect(self, *args: Any, **kwargs: Any) -> None:
+                    super().disconnect(*args, **kwargs)
+                    if channel._registered:
+                        channel._on_connection_disconnect(self)
+
+            params["connection_class"] = Watched
+        return params
 
     # -- queues as Kombu sees them: all that waits for a requirement, wherever it was placed
 
@@ -281,13 +315,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             )
         )
         self._sent = ("fetch", batch, len(calls))
-        try:
-            data = b"".join([bound.pack(words) for bound, words in calls])
-            connection.send_packed_command([data], check_health=False)
-        except BaseException:
-            holdings.outbox.put_back(batch)
-            self._sent = None
-            raise
+        data = b"".join([bound.pack(words) for bound, words in calls])
+        connection.send_packed_command(
+            [data], check_health=False
+        )  # a failure disconnects: the batch is given back
 
     def _brpop_read(self, **options: Any) -> Any:
         if self._sent is None:
@@ -296,41 +327,49 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         holdings = self.holdings
         connection = self.client.connection
         try:
-            replies = [self._read_one(connection) for _ in range(number)]
-        except self.connection_errors:
-            holdings.outbox.put_back(batch)
-            connection.disconnect()
+            replies = [read_reply(connection) for _ in range(number)]
+        except NETWORK_ERRORS:
+            connection.disconnect()  # which gives the batch back, see `_on_connection_disconnect`
             raise
-        finally:
-            self._sent = None
-            self._in_poll = None
-        if kind == "wait":
+        self._sent = self._in_poll = None
+        failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
+        if failed is not None:
+            self._refused(batch, replies, failed)
+        elif kind == "wait":
             if replies[0] and holdings.room() <= 0:
                 self.store.tasks.ring(replies[0][0])
-            raise Empty
-        if any(isinstance(reply, NoScriptError) for reply in replies):
-            holdings.outbox.put_back(batch)
-            self.store.preload()
-            raise Empty
-        for reply in replies:
-            if isinstance(reply, Exception):
-                holdings.outbox.put_back(batch)
-                raise reply
-        if batch is not None:
-            holdings.outbox.confirm(batch, replies[:-1])
-        self._next_due_ms, tasks = self.store.tasks.fetched(replies[-1])
-        self._idle = not tasks
-        if not tasks:
-            raise Empty
-        self._deliver_all(tasks, holdings)
-        return True
+        else:
+            if batch is not None:
+                holdings.outbox.confirm(batch, replies[:-1])
+            self._next_due_ms, tasks = self.store.tasks.fetched(replies[-1])
+            self._idle = not tasks
+            if tasks:
+                self._deliver_all(tasks, holdings)
+                return True
+        raise Empty
 
-    @staticmethod
-    def _read_one(connection: Any) -> Any:
-        try:
-            return connection.read_response()
-        except ResponseError as error:
-            return error
+    def _refused(self, batch: Batch | None, replies: list[Any], error: Exception) -> None:
+        """Redis has answered with an error: what it did take is over, the rest is sent again. The agent lives on."""
+        outbox = self.holdings.outbox
+        if batch is not None and batch.ends and not isinstance(replies[len(batch.calls) - 1], Exception):
+            outbox.confirm(batch, replies[: len(batch.calls)])
+        else:
+            outbox.put_back(batch)
+        if isinstance(error, NoScriptError):
+            self.store.preload()
+            return
+        self._not_before = monotonic() + _REFUSED_S
+        if isinstance(error, NotNow):
+            kombu_redis.logger.warning("no tasks are fetched: Redis %s (%s)", error.sentence, error)
+        else:
+            kombu_redis.logger.error("no tasks are fetched: %s", error)
+
+    def _on_connection_disconnect(self, connection: Any) -> None:
+        """A connection is gone: what was under way on it is sent again on the next one."""
+        if self._sent is not None and self._in_poll is connection:
+            batch, self._sent = self._sent[1], None
+            self.holdings.outbox.put_back(batch)
+        super()._on_connection_disconnect(connection)
 
     def _deliver_all(self, tasks: list[Fetched], holdings: Holdings) -> None:
         deliveries = list(self._held(tasks, holdings))
@@ -386,7 +425,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         holdings = self.holdings
         self._sent = self._in_poll = None
         try:
-            replies = [self._read_one(connection) for _ in range(number)]
+            replies = [read_reply(connection) for _ in range(number)]
             if batch is not None:
                 holdings.outbox.confirm(batch, replies[:-1])
             tasks = self.store.tasks.fetched(replies[-1])[1]
@@ -403,6 +442,8 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
     driver_type = "mesh"  # not "redis": gossip and mingle stay off, n agents would send n * n messages
     driver_name = "mesh"
     implements = kombu_redis.Transport.implements.extend(batch_publish=False)
+    # What the store says of an outage is one for Celery too: it connects anew, and holds on to what it holds.
+    connection_errors = (*kombu_redis.Transport.connection_errors, StoreUnavailable)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

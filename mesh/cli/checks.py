@@ -20,6 +20,7 @@ from mesh.services import agents as agent_services
 from mesh.settings import Settings
 from mesh.store.client import ResponseError, safe_url
 from mesh.store.coordinators import Coordinators
+from mesh.store.durability import durability
 from mesh.store.store import Store
 
 __all__ = ["FAIL", "OK", "WARN", "Finding", "examine"]
@@ -186,20 +187,17 @@ def _config(store: Store, name: str) -> str | None:
 
 
 def _durability(store: Store) -> Iterator[Finding]:
-    on = _info(store, "persistence").get("aof_enabled") == "1"
-    if not on:
-        yield Finding(check="durability", status=WARN, finding="appendonly is off: a restart of Redis loses tasks",
-                      advice="Set appendonly yes and appendfsync everysec in redis.conf.")  # fmt: skip
-        return
-    fsync = _config(store, "appendfsync")
-    meaning = {
-        "always": "nothing is lost, and each write waits for the disk",
-        "everysec": "a crash of Redis loses nothing, a loss of power the last second",
-        "no": "a loss of power loses what the system had not written",
-    }.get(fsync or "", "appendfsync may not be read here")
-    yield Finding(check="durability", status=WARN if fsync == "no" else OK,
-                  finding=f"appendonly yes, appendfsync {fsync or 'unknown'}: {meaning}",
-                  advice="Set appendfsync everysec." if fsync == "no" else "")  # fmt: skip
+    found = durability(store.client)
+    advice = ""
+    if not found.appends:
+        advice = "Set appendonly yes and appendfsync everysec in redis.conf."
+    elif found.settings["appendfsync"] == "no":
+        advice = "Set appendfsync everysec."
+    elif found.sentinels and not found.agree:
+        advice = "Look at the sentinels that are down, or name another master."
+    elif found.sentinels and not (found.replicas and found.bounded):
+        advice = "Run a replica, and set min-replicas-to-write 1 and min-replicas-max-lag 10."
+    yield Finding(check="durability", status=WARN if advice else OK, finding=found.sentence, advice=advice)
 
 
 def _memory(store: Store) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ from mesh.store.store import Store
 __all__ = ["Ended", "Listener"]
 logger = logging.getLogger(__name__)
 _IDLE_S = 0.5
+_PING_S = 5.0  # a silent connection is asked whether it lives, and given up after twice as long again
 _RECHECK_S = 5.0  # a waiter looks by itself so often: a push can be lost with its connection
 _PAUSE_S = 0.2
 _TOGETHER = 1000  # channels of one command
@@ -51,7 +52,7 @@ class Listener:
         self._left: list[str] = []  # subscribed, and nobody waits any more
         self._connection: Any = None
         self._to_look_at: list[str] = []
-        self._looked = time.monotonic()
+        self._looked = self._heard = self._asked = time.monotonic()
         self._stopping = False
         try:
             self._connect()
@@ -86,6 +87,7 @@ class Listener:
         connection.connect()
         with self._lock:
             self._connection = connection
+            self._heard = self._asked = time.monotonic()
             self._left.clear()
             self._send("SUBSCRIBE", ["", *self._waiting.ids()])  # '': a subscriber even while nobody waits
 
@@ -128,7 +130,9 @@ class Listener:
             self._connect()
             return
         busy = self._to_look_at or self._left
+        now = time.monotonic()
         if connection.can_read(0 if busy else _IDLE_S):
+            self._heard = now
             self._hear(*connection.read_response())
             if len(self._to_look_at) < _LOOK_AT:
                 return
@@ -140,11 +144,18 @@ class Listener:
                 left = [one for one in self._left if one not in self._waiting]
                 self._left.clear()
                 self._send("UNSUBSCRIBE", left)
-        elif self._waiting and time.monotonic() - self._looked > _RECHECK_S:
-            self._looked = time.monotonic()
+        elif self._waiting and now - self._looked > _RECHECK_S:
+            self._looked = now
             self._to_look_at = self._waiting.ids()
+        elif now - self._heard > 3 * _PING_S:
+            raise StoreUnavailable("the connection for waiting is silent")
+        elif now - max(self._heard, self._asked) > _PING_S:
+            self._asked = now
+            with self._lock:
+                if self._connection is not None:
+                    self._connection.send_packed_command([pack(["PING"])], check_health=False)
 
-    def _hear(self, kind: bytes, channel: bytes, data: Any) -> None:
+    def _hear(self, kind: bytes, channel: bytes, data: Any = None) -> None:
         task_id = channel.decode()[len(self._prefix) :]
         if kind == b"subscribe":
             if task_id:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -20,6 +21,7 @@ from mesh.store.coordinators import TTL_MS, Coordinators
 from mesh.store.store import Store
 
 __all__ = ["Coordinator"]
+logger = logging.getLogger(__name__)
 _POLL_S = 0.2
 
 
@@ -67,7 +69,7 @@ class Coordinator:
 
     def start(self) -> None:
         """Check Redis, make sure that the id is free, start the loops. Raises `StoreUnavailable`, `Conflict`."""
-        self.store.check()
+        logger.info("Redis: %s", self.store.check().sentence)
         self.store.preload()
         self._claim_id()
         self.runner.start()

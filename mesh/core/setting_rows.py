@@ -143,7 +143,10 @@ def check(row: Setting, value: Any, where: str) -> None:
 def _check_url(row: Setting, value: str, where: str) -> None:
     try:
         url = urlsplit(value)
-        whole = url.scheme in row.schemes and bool(url.netloc or url.path) and url.port != 0
+        hosts = url.netloc.rpartition("@")[2]
+        # sentinel:// names several hosts at once
+        ports = [urlsplit(f"//{one}").port for one in hosts.split(",")]
+        whole = url.scheme in row.schemes and bool(url.netloc or url.path) and 0 not in ports
     except ValueError:  # a port that is no number, a broken IPv6 address
         whole = False
     if not whole:

@@ -15,6 +15,7 @@ from mesh.core.states import State
 from mesh.services.agents import discover
 from mesh.store.client import ResponseError
 from mesh.store.coordinators import Coordinators
+from mesh.store.durability import durability
 from mesh.store.store import Store
 from mesh.store.tasks import Attempt, Record
 
@@ -149,9 +150,6 @@ def namespace(store: Store) -> dict[str, Any]:
     }
 
 
-_DURABILITY = ("appendonly", "appendfsync", "maxmemory-policy", "min-replicas-to-write")
-
-
 def cluster(store: Store, version: str) -> dict[str, Any]:
     """{namespace, coordinators, leader, regions, durability, versions}: what the mesh stands on. `version`: the caller's.
 
@@ -173,21 +171,13 @@ def cluster(store: Store, version: str) -> dict[str, Any]:
         "coordinators": running,
         "leader": {"id": leader, "term": term} if leader else None,
         "regions": regions,
-        "durability": {name: _setting(store, name) for name in _DURABILITY},
+        "durability": durability(store.client).settings,
         "versions": {
             "coordinator": version,
             "redis": _redis_version(store),
             "agents": dict(Counter(agent.version for agent in agents)),
         },
     }
-
-
-def _setting(store: Store, name: str) -> str | None:
-    try:
-        pair = store.client.execute("CONFIG", "GET", name)
-    except ResponseError:  # forbidden or renamed on many managed servers
-        return None
-    return pair[1].decode() if pair else None
 
 
 def _redis_version(store: Store) -> str | None:

@@ -4,14 +4,14 @@ redis-py's client costs more than the round trip it makes; the store's hot path 
 command itself (`pack`), writes it to a pooled redis-py connection and reads the reply. Everything that redis-py's
 *connections* do well is theirs: URLs, TLS, authentication, time-outs, the hiredis parser.
 
-Failures of the network become `StoreUnavailable`; a call whose connection turns out dead is tried once more on a fresh
-one. That is safe because each script may be repeated: it is guarded by state and fence, or by an idempotent id.
+Failures of the network, and replies that mean "not now" (`mesh.store.connections`), become `StoreUnavailable`; a call whose
+pooled connection turns out dead is tried once more on a fresh one. That is safe because each script may be repeated: it is
+guarded by state and fence, or by an idempotent id.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -20,26 +20,22 @@ import redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from mesh.errors import StoreUnavailable
+from mesh.store.connections import NOT_NOW, NotNow, Sentinels, code_of, connection_options, parse
 
 __all__ = [
     "NETWORK_ERRORS",
     "Client",
     "NoScriptError",
+    "NotNow",
     "ResponseError",
     "pack",
     "pack_words",
+    "read_reply",
     "safe_url",
     "subscription",
 ]
 
-_REFUSALS = (redis.ReadOnlyError, redis.AuthenticationError, redis.exceptions.NoPermissionError)
 NETWORK_ERRORS = (redis.ConnectionError, redis.TimeoutError, OSError)
-
-_KEEPALIVE = {
-    getattr(socket, name): value
-    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
-    if hasattr(socket, name)
-}
 
 
 def pack_words(words: Iterable[bytes | str | int | float]) -> list[bytes]:
@@ -66,17 +62,16 @@ def safe_url(url: str) -> str:
     return f"{scheme}://{user.partition(':')[0]}:***@{tail}"
 
 
-def connection_options(connect_timeout_ms: int, socket_timeout_ms: int) -> dict[str, Any]:
-    """Options of every connection: redis-py's defaults (5 s and ten retries) and Kombu's (none, none) both surprise."""
-    return {
-        "socket_timeout": socket_timeout_ms / 1000,
-        "socket_connect_timeout": connect_timeout_ms / 1000,
-        "socket_keepalive": True,
-        "socket_keepalive_options": _KEEPALIVE,
-        "health_check_interval": 0,
-        "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
-        "protocol": 2,
-    }
+def read_reply(connection: Any) -> Any:
+    """The next reply; an error reply is returned, unless it cost the connection: then it is raised like any other loss."""
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
+    except NotNow as error:
+        if error.drops:
+            raise
+        return error
 
 
 class Client:
@@ -85,19 +80,30 @@ class Client:
     def __init__(self, url: str, *, connect_timeout_ms: int = 3000, socket_timeout_ms: int = 10000) -> None:
         self.url = url
         try:
-            # Only the URL's parsing is wanted of this pool: it names the connection class and its arguments.
-            self._pool = redis.ConnectionPool.from_url(
-                url, **connection_options(connect_timeout_ms, socket_timeout_ms)
-            )
+            self._kind, self._options = parse(url, connection_options(connect_timeout_ms, socket_timeout_ms))
         except ValueError as error:
             raise StoreUnavailable(f"REDIS_URL {safe_url(url)!r} is not a Redis URL: {error}") from error
         self._free: deque[redis.Connection] = deque()
         self._pid = os.getpid()
 
+    @property
+    def sentinels(self) -> Sentinels | None:
+        """Who is asked for the master, if the URL names a service."""
+        found: Sentinels | None = self._options.get("sentinels")
+        return found
+
     def connection(self) -> redis.Connection:
         """A fresh connection, not connected and not pooled: for blocking waits and subscriptions."""
-        connection: redis.Connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        connection: redis.Connection = self._kind(**self._options)
         return connection
+
+    def pool_options(self, **more: Any) -> dict[str, Any]:
+        """Arguments of a redis-py pool of connections like ours: for Kombu and Celery."""
+        return {**self._options, "db": self._options.get("db") or 0, "connection_class": self._kind, **more}
+
+    def redis_py(self, **more: Any) -> redis.Redis:
+        """A redis-py client on connections like ours."""
+        return redis.Redis(connection_pool=redis.ConnectionPool(**self.pool_options(**more)))
 
     def call(self, command: bytes) -> Any:
         """Send one packed command, return its reply; an error reply is raised."""
@@ -106,15 +112,23 @@ class Client:
     def checked(self, reply: Any) -> Any:
         """A reply, if it is none of an error; else the error is raised, as what it means."""
         if isinstance(reply, Exception):
-            text = str(reply)
-            if "OOM" in text or "maxmemory" in text:
-                raise StoreUnavailable(
-                    f"Redis at {safe_url(self.url)} is full (maxmemory) and takes nothing new; what runs can still end."
-                ) from reply
-            if isinstance(reply, _REFUSALS):
-                raise StoreUnavailable(f"Redis at {safe_url(self.url)} refuses: {text}") from reply
-            raise reply
+            raise self._unavailable(reply) or reply
         return reply
+
+    def _unavailable(self, error: Exception) -> StoreUnavailable | None:
+        """What a failure means to callers; None for an error that is theirs."""
+        where, code = f"Redis at {safe_url(self.url)}", code_of(error)
+        meaning = NOT_NOW.get(code)
+        if meaning is not None:
+            said = StoreUnavailable(f"{where} {meaning.sentence}.")
+        elif code in ("NOPERM", "WRONGPASS"):
+            said = StoreUnavailable(f"{where} refuses: {error}")
+        elif isinstance(error, NETWORK_ERRORS):
+            said = StoreUnavailable(f"{where} cannot be reached: {error}")
+        else:
+            return None
+        said.__cause__ = error
+        return said
 
     def stream(self, commands: Iterable[bytes]) -> Iterator[Any]:
         """The replies of packed commands, in order; each is sent while the server still works on the one before.
@@ -131,9 +145,9 @@ class Client:
             command = waiting.popleft()
             if connection is not None:
                 try:
-                    return self._read(connection)
+                    return read_reply(connection)
                 except NETWORK_ERRORS:
-                    connection.disconnect()
+                    self._drop(connection)
                     connection = None
             return self.calls([command], 1)[0]
 
@@ -144,7 +158,7 @@ class Client:
                     try:
                         connection.send_packed_command([command], check_health=False)
                     except NETWORK_ERRORS:
-                        connection.disconnect()
+                        self._drop(connection)
                         connection = None
                 if len(waiting) > 1:
                     yield answer()
@@ -177,24 +191,22 @@ class Client:
                 if not pooled:
                     connection.connect()
                 connection.send_packed_command(packed, check_health=False)
-                answer = [self._read(connection) for _ in range(replies)]
+                answer = [read_reply(connection) for _ in range(replies)]
             except NETWORK_ERRORS as error:
-                connection.disconnect()
+                self._drop(connection)
                 if pooled:
                     continue  # it was dead, or died: at worst the script runs twice, which changes nothing
-                raise StoreUnavailable(f"Redis at {safe_url(self.url)} cannot be reached: {error}") from None
+                raise self._unavailable(error) or error from None
             except BaseException:
                 connection.disconnect()  # a reply may be under way: this connection is of no use to anybody
                 raise
             self._free.append(connection)
             return answer
 
-    @staticmethod
-    def _read(connection: redis.Connection) -> Any:
-        try:
-            return connection.read_response()
-        except ResponseError as error:
-            return error
+    def _drop(self, connection: redis.Connection) -> None:
+        """One is dead: so are most likely all that lie idle, and each would cost a time-out of its own to find out."""
+        connection.disconnect()
+        self.close()
 
     def execute(self, *args: bytes | str | int | float) -> Any:
         """One command by its words."""
@@ -202,22 +214,17 @@ class Client:
 
     def pipeline(self, *commands: Sequence[bytes | str | int | float]) -> list[Any]:
         """Several commands in one round trip; the first error reply is raised."""
-        replies = self.calls([pack(command) for command in commands], len(commands))
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return replies
+        return [
+            self.checked(one) for one in self.calls([pack(command) for command in commands], len(commands))
+        ]
 
     def close(self) -> None:
         """Close the pooled connections."""
-        while self._free:
-            self._free.pop().disconnect()
+        while (connection := self._pooled()) is not None:
+            connection.disconnect()
 
 
 def subscription(client: Client) -> redis.client.PubSub:
-    """A redis-py subscription on a connection pool of its own."""
-    pool = redis.ConnectionPool(
-        connection_class=client._pool.connection_class, **client._pool.connection_kwargs
-    )
-    listener: redis.client.PubSub = redis.Redis(connection_pool=pool).pubsub()
+    """A redis-py subscription on a connection of its own."""
+    listener: redis.client.PubSub = client.redis_py().pubsub()
     return listener

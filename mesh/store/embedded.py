@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -66,14 +66,20 @@ def server_binary() -> Path:
 
 
 def start_server(
-    directory: Path | None = None, *, appendonly: bool = True, port: int | None = None
+    directory: Path | None = None,
+    *,
+    appendonly: bool = True,
+    port: int | None = None,
+    binary: Path | None = None,
+    options: Sequence[str] = (),
 ) -> "Server":
     """Start a server and wait until it answers.
 
     `directory` holds its data and log (made if missing; None: a temporary one that `stop` removes). `port` None
-    takes a free one. Raises `StoreUnavailable` when there is no program to run or it does not come up.
+    takes a free one, `binary` None the program of `server_binary`; `options` are more words of its command line.
+    Raises `StoreUnavailable` when there is no program to run or it does not come up.
     """
-    binary = server_binary()
+    binary = binary or server_binary()
     owned = directory is None
     home = Path(tempfile.mkdtemp(prefix="mesh-redis-")) if directory is None else directory
     try:
@@ -85,6 +91,7 @@ def start_server(
                 owned=owned,
                 appendonly=appendonly,
                 port=port if port is not None else _free_port(),
+                options=options,
             )
             try:
                 server.start()
@@ -115,11 +122,21 @@ class _PortTaken(StoreUnavailable):
 class Server:
     """A running server. Use as a context manager, or `stop` it; a forgotten one ends with the process."""
 
-    def __init__(self, *, binary: Path, directory: Path, owned: bool, appendonly: bool, port: int) -> None:
+    def __init__(
+        self,
+        *,
+        binary: Path,
+        directory: Path,
+        owned: bool,
+        appendonly: bool,
+        port: int,
+        options: Sequence[str] = (),
+    ) -> None:
         self.binary = binary
         self.directory = directory
         self.port = port
         self.appendonly = appendonly
+        self.options = tuple(options)
         self._owned = owned
         self._process: subprocess.Popen[bytes] | None = None
         self._owner_pid = os.getpid()
@@ -189,6 +206,7 @@ class Server:
             *("--appendfsync", "everysec"),
             *("--save", ""),
             *("--maxmemory-policy", "noeviction"),
+            *self.options,
         ]
         if sys.platform == "linux":
             command = [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *command]

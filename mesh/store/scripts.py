@@ -163,6 +163,5 @@ def call_together(
         if isinstance(reply, NoScriptError):
             calls[index][0].load()
             reply = replies[index] = client.calls([commands[index]], 1)[0]
-        if isinstance(reply, Exception):
-            raise reply
+        client.checked(reply)
     return replies

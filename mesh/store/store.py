@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mesh.errors import StoreUnavailable
 from mesh.settings import Settings
 from mesh.store import agents, chords, restores, task_scripts, types
 from mesh.store.agents import Agents
 from mesh.store.chords import Chords
-from mesh.store.client import Client, ResponseError
+from mesh.store.client import Client
+from mesh.store.durability import Durability, durability
 from mesh.store.keys import Keys
 from mesh.store.restores import Restores
 from mesh.store.tasks import Tasks
@@ -43,18 +43,11 @@ class Store:
         self.types = Types(self.client, self.keys)
         self.restores = Restores(self.client, self.keys, keep_ms=keep_ms)
 
-    def check(self) -> None:
-        """Raise `StoreUnavailable` unless Redis answers and evicts nothing (an evicted key would be a lost task)."""
-        self.client.execute("PING")
-        try:
-            policy = self.client.execute("CONFIG", "GET", "maxmemory-policy")
-        except ResponseError:
-            return  # CONFIG is forbidden or renamed on many managed servers
-        if policy and policy[1] != b"noeviction":
-            raise StoreUnavailable(
-                f"Redis evicts keys when memory is full (maxmemory-policy {policy[1].decode()}), which loses tasks: "
-                "set it to noeviction."
-            )
+    def check(self) -> Durability:
+        """What Redis promises. Raises `StoreUnavailable` unless it answers and evicts nothing."""
+        found = durability(self.client)
+        found.refuse_eviction()
+        return found
 
     def preload(self) -> None:
         """Teach the server all scripts."""

@@ -54,6 +54,7 @@ class _Pair:
     requests: _Flow
     replies: _Flow
     connecting: bool = True
+    stranded: bool = False  # nothing goes through any more, and neither side is told
 
     def flows(self) -> tuple[_Flow, _Flow]:
         return self.requests, self.replies
@@ -123,6 +124,10 @@ class Proxy:
     def reset(self) -> None:
         """Reset the connections that are open now; new ones work."""
         self._do(self._reset_all)
+
+    def strand(self) -> None:
+        """Leave the connections that are open now half-open: what they send is swallowed, nobody is told; new ones work."""
+        self._do(self._strand_all)
 
     def heal(self) -> None:
         """The network is whole again."""
@@ -197,6 +202,10 @@ class Proxy:
         for flow in list(self._late):
             flow.held = deque((0.0, chunk) for _, chunk in flow.held)
             flow.last_due = 0.0
+
+    def _strand_all(self) -> None:
+        for pair in self._pairs:
+            pair.stranded = True
 
     def _reset_all(self) -> None:
         for pair in list(self._pairs):
@@ -292,7 +301,7 @@ class Proxy:
             return
         flow.ended = not chunk
         weather = self._weather
-        if flow.direction in weather.dropped:
+        if pair.stranded or flow.direction in weather.dropped:
             flow.lost = True
             self._settle(pair)
             return

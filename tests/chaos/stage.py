@@ -30,8 +30,8 @@ class Stage(Fleet):
     `submit` notes what was acknowledged; `all_end` and `check` say what came of it. Moments are `time.time()`, as the witness's.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.server = start_server(folder / "redis")
+    def __init__(self, folder: Path, server: Any = None) -> None:
+        self.server = server or start_server(folder / "redis")  # or what else has a `url`, and stops
         super().__init__(self.server.url, "stage", folder)
         self.effects_file = folder / "effects"
         self.effects_file.touch()
