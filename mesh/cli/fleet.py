@@ -31,7 +31,7 @@ from mesh.settings import Settings
 from mesh.store.coordinators import Coordinators
 from mesh.store.embedded import Server, find_or_start
 
-__all__ = ["Fleet", "Member", "stoppable"]
+__all__ = ["Fleet", "Member", "free_port", "stoppable"]
 START_S = 60.0
 GRACE_S = 10.0
 _PAUSE_S = 0.05
@@ -93,7 +93,8 @@ def stoppable() -> Iterator[None]:
 class Fleet:
     """Use as a context manager: starts nothing by itself, stops everything at the end.
 
-    `environment`: settings of all its processes; `folder`: where they run (None: in a folder of their own).
+    `environment`: settings of all its processes; `folder`: where they run (None: in a folder of their own); `keep`: leave
+    the logs and what is in a server that is not its own.
     """
 
     settings: Settings
@@ -101,6 +102,7 @@ class Fleet:
     environment: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
     members: list[Member] = field(default_factory=list)
+    keep: bool = False
     server: Server | None = None
     redis_url: str = ""
     flower_port: int = 0
@@ -131,7 +133,8 @@ class Fleet:
     def _stop_server(self) -> None:
         if self.server is not None:
             self.server.stop()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if not self.keep:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     # -- starting
 
@@ -144,7 +147,7 @@ class Fleet:
         if sys.platform == "linux":
             command = [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *command]
         log = self.directory / f"{name}.log"
-        with log.open("wb") as out:
+        with log.open("ab") as out:  # of all its lives
             process = subprocess.Popen(
                 command,
                 cwd=self.folder or self.directory,
@@ -159,16 +162,24 @@ class Fleet:
         return member
 
     def start_agents(
-        self, names: list[str], *, capabilities: str = "", concurrency: int = 2, include: tuple[str, ...] = ()
+        self,
+        names: list[str],
+        *,
+        capabilities: str = "",
+        pool: str = "prefork",
+        concurrency: int = 2,
+        include: tuple[str, ...] = (),
+        **environment: str,
     ) -> list[Member]:
         """Start agents of these ids. Without capabilities they offer what the task types that they import need."""
-        command = worker_command(pool="prefork", concurrency=concurrency, include=include)
+        command = worker_command(pool=pool, concurrency=concurrency, include=include)
         more = {"AGENT_CAPABILITIES": capabilities} if capabilities else {}
-        return [self.spawn(name, command, AGENT_ID=name, **more) for name in names]
+        return [self.spawn(name, command, AGENT_ID=name, **more, **environment) for name in names]
 
-    def start_coordinator(self) -> Member:
-        """Start a coordinator on loopback; its port is found in the registry."""
-        self.coordinator_id = f"coordinator-{os.getpid()}"
+    def start_coordinator(
+        self, name: str = "coordinator", *, port: int | None = None, **environment: str
+    ) -> Member:
+        """Start a coordinator on loopback; without a port, its own choice is found in the registry."""
         command = [
             sys.executable,
             "-c",
@@ -177,13 +188,12 @@ class Fleet:
             "--host",
             "127.0.0.1",
         ]
-        return self.spawn("coordinator", command, COORDINATOR_ID=self.coordinator_id)
+        command += ["--port", str(port)] if port else []
+        return self.spawn(name, command, COORDINATOR_ID=_coordinator_id(name), **environment)
 
     def start_flower(self) -> Member:
         """Start Flower on a free loopback port."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.flower_port = int(probe.getsockname()[1])
+        self.flower_port = free_port()
         return self.spawn("flower", flower_command(port=self.flower_port))
 
     # -- waiting
@@ -210,8 +220,9 @@ class Fleet:
     def coordinator_url(self, coordinator: Member) -> str:
         """Wait until it runs; where its HTTP service answers."""
         registry = Coordinators(self.mesh.store.client, self.mesh.store.keys)
-        self.wait(coordinator, lambda: registry.get(self.coordinator_id) is not None)
-        return f"http://127.0.0.1:{(registry.get(self.coordinator_id) or {})['port']}"
+        known_as = _coordinator_id(coordinator.name)
+        self.wait(coordinator, lambda: registry.get(known_as) is not None)
+        return f"http://127.0.0.1:{(registry.get(known_as) or {})['port']}"
 
     def flower_url(self, flower: Member) -> str:
         """Wait until it answers; its address."""
@@ -236,9 +247,21 @@ class Fleet:
 
     def forget_namespace(self) -> None:
         """Remove what this fleet wrote into a server that is not its own."""
-        if self.server is None:
+        if self.server is None and not self.keep:
             with contextlib.suppress(MeshError):
                 namespaces.drop(self.mesh.store)
+
+
+def _coordinator_id(name: str) -> str:
+    """Unique on this machine: coordinators of all namespaces share one list."""
+    return f"{name}-{os.getpid()}"
+
+
+def free_port() -> int:
+    """A port of loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _answers(url: str) -> bool:

@@ -38,6 +38,7 @@ SECTIONS = {
         "discover": ("mesh.cli.discover:command", "List the agents of a namespace."),
         "queue": ("mesh.cli.queue:group", "Queues: what waits, and for how long."),
         "doctor": ("mesh.cli.doctor:command", "Say what is wrong with the set-up, and what to do."),
+        "verify": ("mesh.cli.verify:command", "Break a mesh on purpose, and check that no task was lost."),
     },
     "Steer": {
         "agent": ("mesh.cli.agent:group", "List, describe, cordon, uncordon and drain agents."),

@@ -18,7 +18,7 @@ from mesh.services import tasks
 from mesh.store.client import NETWORK_ERRORS, subscription
 from mesh.store.store import Store
 from mesh.store.tasks import Record
-from mesh.verify.witness import Effect, Evidence, Fault, Look, Push, Submission
+from mesh.verify.witness import RECOVERY_S, Effect, Evidence, Fault, Look, Push, Submission
 
 __all__ = ["Observer", "collect", "read_effects", "wait_for_ends"]
 _LOOK_S = 0.5
@@ -52,6 +52,11 @@ class Observer:
         self.pushes: list[Push] = []
         self.looks: list[Look] = []
         self.ended: set[str] = set()
+
+    @property
+    def waiting(self) -> set[str]:
+        """Ids that are watched and whose end is not known."""
+        return set(self._watched) - self.ended
 
     def watch(self, task_id: str) -> None:
         """Look at this task from now on."""
@@ -103,7 +108,7 @@ class Observer:
     def _look(self) -> None:
         last: dict[str, Look] = {}
         while not self._stop.is_set():
-            waiting = sorted(self._watched - self.ended)
+            waiting = sorted(self.waiting)
             for first in range(0, len(waiting), _PAGE):
                 for record in self._store.tasks.records(waiting[first : first + _PAGE]):
                     if record is None:
@@ -152,6 +157,8 @@ def collect(
     *,
     observer: Observer | None = None,
     faults: Sequence[Fault] = (),
+    surprises: Sequence[str] = (),
+    bound_s: float = RECOVERY_S,
 ) -> Evidence:
     """The evidence about a namespace that nothing else was submitted to. Finds all records and queues by their keys, so that
     one that no index knows is seen too. Raises `StoreUnavailable`."""
@@ -181,4 +188,6 @@ def collect(
         pushes=tuple(observer.pushes) if observer else (),
         looks=tuple(observer.looks) if observer else (),
         faults=faults,
+        surprises=surprises,
+        bound_s=bound_s,
     )

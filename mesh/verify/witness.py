@@ -34,7 +34,7 @@ __all__ = [
     "require",
 ]
 
-RECOVERY_S = 20.0  # what an interrupted task may take to begin elsewhere, p99, with default leases
+RECOVERY_S = 20.0  # what an interrupted task may take to begin elsewhere, p99: two leases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,8 @@ class Evidence:
     pushes: Sequence[Push] = ()
     looks: Sequence[Look] = ()
     faults: Sequence[Fault] = ()
+    surprises: Sequence[str] = ()  # what no fault explains: a process that ended, a submission refused
+    bound_s: float = RECOVERY_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +247,10 @@ def _stuck(evidence: Evidence) -> Iterator[str]:
             yield f"{task_id}: still in {place}"
 
 
+def _surprising(evidence: Evidence) -> Iterator[str]:
+    yield from evidence.surprises
+
+
 def percentile(values: Iterable[float], share: float) -> float:
     """The smallest value that at least this share (0 to 1) of the values does not exceed; 0 of none."""
     ordered = sorted(values)
@@ -274,9 +280,9 @@ def recoveries(evidence: Evidence) -> list[Recovery]:
 
 def _slow(evidence: Evidence) -> Iterator[str]:
     all_of_them = recoveries(evidence)
-    if percentile((one.seconds for one in all_of_them), 0.99) > RECOVERY_S:
+    if percentile((one.seconds for one in all_of_them), 0.99) > evidence.bound_s:
         for one in all_of_them:
-            if one.seconds > RECOVERY_S:
+            if one.seconds > evidence.bound_s:
                 yield f"{one.id}: began again {one.seconds:.1f} s after {one.fault.kind} of {one.fault.target}"
 
 
@@ -294,7 +300,8 @@ CHECKS: tuple[tuple[str, str, Callable[[Evidence], Iterator[str]]], ...] = (
         _unacknowledged,
     ),
     ("stuck", "Nothing is left in a queue, in the schedule or leased.", _stuck),
-    ("recovery", f"What a fault interrupted began again within {RECOVERY_S:.0f} s (p99).", _slow),
+    ("recovery", "What a fault interrupted began again within two leases, 20 s by default (p99).", _slow),
+    ("surprises", "No process ended and no submission was refused but by a fault.", _surprising),
 )
 
 
