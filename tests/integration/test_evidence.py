@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from mesh.core.states import State
 from mesh.store.store import Store
 from mesh.store.tasks import Fetched
 from mesh.verify.evidence import Observer, collect, read_effects, wait_for_ends
 from mesh.verify.witness import Submission, check
+from tests.chaos.actors import document, note
 from tests.integration.stores import begin, fetch, lose_holder, publish, settle, take
 from tests.waiting import wait_until
-
-
-def note(path: Path, what: str, one: Fetched) -> None:
-    """The line that a task writes."""
-    line = {
-        "what": what,
-        "id": one.id,
-        "number": 7,
-        "run": one.run,
-        "attempt": int(one.fence.partition("-")[0]),
-    }
-    with path.open("ab") as file:
-        file.write(
-            msgspec.json.encode({**line, "fence": one.fence, "agent": "w", "pid": 1, "at_ms": 1.0}) + b"\n"
-        )
-
-
-def document(task_id: str, one: Fetched) -> bytes:
-    """Celery's document of the witness's result."""
-    result: dict[str, Any] = {"number": 7, "attempt": int(one.fence.partition("-")[0]), "fence": one.fence}
-    return msgspec.json.encode({"status": "SUCCESS", "result": result, "task_id": task_id})
 
 
 def test_a_task_taken_over_is_good_evidence(store: Store, tmp_path: Path) -> None:
@@ -51,8 +28,8 @@ def test_a_task_taken_over_is_good_evidence(store: Store, tmp_path: Path) -> Non
         second = take(store, holder="worker-2#1")
         for what in ("begin", "end"):
             note(effects, what, second)
-        assert settle(store, first, document=document("a", first)) == "fenced"
-        assert settle(store, second, document=document("a", second)) == "moved"
+        assert settle(store, first, document=document(first)) == "fenced"
+        assert settle(store, second, document=document(second)) == "moved"
         assert wait_for_ends(observer, ["a"], 10)
         wait_until(lambda: observer.pushes, description="the push")
     ledger = [Submission(id="a", number=7, acknowledged=True)]
