@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _PAUSE_S = 0.5  # between tries while Redis is away
 _REGISTERED_MS = 86_400_000  # a registration stays so long after the last beat
 _LATE_S = 1.0  # an answer that is so late does not come: beats must go on
+_CLAIM = 20  # poisoned tasks whose end is told at a time
 _ADVERTISE_S = 3600.0  # task types are forgotten when nobody has told them for a day
 
 
@@ -60,6 +61,7 @@ class Beat:
         on_main: Callable[[Callable[[], Any]], None],
         on_requirements: Callable[[list[str]], None],
         on_chords_due: Callable[[list[str]], None],
+        on_poison: Callable[[list[str]], None],
         on_lost: Callable[[Holding], None],
         on_absent: Callable[[], None],
         on_asked: Callable[[str, int], None],
@@ -73,6 +75,7 @@ class Beat:
         patience_ms = max(1000, min(settings.redis_socket_timeout_ms, settings.lease_renew_ms))
         self._store = Store(dataclasses.replace(settings, redis_socket_timeout_ms=patience_ms))
         self._on_main, self._on_requirements, self._on_chords_due = on_main, on_requirements, on_chords_due
+        self._on_poison = on_poison
         self._on_lost, self._on_usurped, self._load = on_lost, on_usurped, load
         self._on_absent, self._on_asked = on_absent, on_asked
         self._asked, self._drain_by = "", 0.0
@@ -222,12 +225,14 @@ class Beat:
             self._on_chords_due(answer.chords_due)
 
     def _reap(self) -> None:
-        again, aside, next_end_ms, due = self._store.tasks.reap()
+        again, aside, next_end_ms, due, claimed = self._store.tasks.reap(claim=_CLAIM)
         if again or aside:
             self.reaped += again + len(aside)
             logger.warning(
                 "took back tasks of lost agents: %d queued again, %d put aside as poison", again, len(aside)
             )
+        if claimed:
+            self._on_poison(claimed)
         if due:
             self._on_chords_due(due)
         self._reap_at = time.monotonic() + max(0.5, next_end_ms / 1000 + 0.02) if next_end_ms >= 0 else None

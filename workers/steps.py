@@ -79,6 +79,7 @@ class Agent:
             on_main=self.on_main,
             on_requirements=lambda names: self.on_main(lambda: self.consume_compound(names)),
             on_chords_due=lambda groups: self.on_main(lambda: self.complete_chords(groups)),
+            on_poison=lambda ids: self.on_main(lambda: self.tell_of_poison(ids)),
             on_lost=self.stop_lost,
             on_absent=lambda: self.on_main(self.offer),
             on_asked=self.obey,
@@ -225,6 +226,17 @@ class Agent:
         dispatcher = getattr(self.consumer, "event_dispatcher", None)
         if dispatcher is not None and dispatcher.enabled:
             dispatcher.send("task-revoked", uuid=task_id, terminated=False, signum=None, expired=False)
+
+    def tell_of_poison(self, task_ids: list[str]) -> None:
+        """Tasks killed their agents, so none of these could say that they failed: their callbacks, and whoever listens."""
+        backend = self.app.backend
+        if not hasattr(backend, "tell_of_poison"):
+            return
+        dispatcher = getattr(self.consumer, "event_dispatcher", None)
+        for task_id, error in backend.tell_of_poison(task_ids):
+            logger.error("task %s was put aside as poison: %s", task_id, error)
+            if dispatcher is not None and dispatcher.enabled:
+                dispatcher.send("task-failed", uuid=task_id, exception=repr(error), traceback=None)
 
     def usurped(self) -> None:
         """Another process took this id over."""

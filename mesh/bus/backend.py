@@ -15,6 +15,7 @@ from typing import Any
 
 from billiard.exceptions import WorkerLostError
 from celery import states
+from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 from celery.canvas import maybe_signature
 from celery.exceptions import ChordError, TimeLimitExceeded
@@ -23,7 +24,7 @@ from kombu.exceptions import EncodeError
 from kombu.utils.json import dumps as json_dumps
 from kombu.utils.json import loads as json_loads
 
-from mesh.bus import runtime
+from mesh.bus import messages, runtime
 from mesh.bus.documents import one_line
 from mesh.bus.holdings import Holding
 from mesh.bus.messages import ATTEMPT_HEADER, part_index
@@ -36,6 +37,7 @@ from mesh.store.store import Store
 from mesh.store.tasks import Crashed, Entry, Settlement
 
 logger = logging.getLogger(__name__)
+POISON = (State.DEAD_LETTERED, "poison")
 _RETRY_S = 0.5  # between tries to settle while Redis is away: the attempt's work must not be lost
 
 
@@ -148,7 +150,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
         ):
             runtime.on_revoked(task_id)
 
-    def crashed(self, request: Any, holding: Holding, sentence: str) -> str:
+    def crashed(self, holding: Holding, sentence: str) -> str:
         """A pool child died under an attempt: the state that the task is in now."""
         crashed: Crashed = self._patiently(
             lambda: self.store.tasks.crash(Entry(holding.id, holding.fence), sentence)
@@ -156,9 +158,35 @@ class Backend(RedisBackend):  # type: ignore[misc]
         if crashed.chord:
             self.complete_chord(crashed.chord)
         if crashed.word == "moved" and crashed.state == State.DEAD_LETTERED:
-            error = WorkerLostError(crashed.sentence)
-            self._after_failure(request._context, error, None, True, True, states.FAILURE)
+            self.tell_of_poison([holding.id])
         return crashed.state
+
+    def tell_of_poison(self, task_ids: list[str]) -> list[tuple[str, WorkerLostError]]:
+        """Chains and error callbacks of tasks that were put aside as poison, of each run once; (id, error) of what is told.
+
+        What Redis cannot be told now is claimed again later, see reap.lua.
+        """
+        told = []
+        try:
+            for record in self.store.tasks.records(task_ids):
+                message = self.store.tasks.message(record.id) if record is not None else None
+                if record is None or message is None or (record.state, record.reason) != POISON:
+                    continue
+                error = WorkerLostError(record.error)
+                with runtime.publishing_as(f"{record.id}:{record.run}"):
+                    try:
+                        accept = self.app.conf.accept_content
+                        request = Context(messages.request_of(record.id, record.queue, message, accept))
+                        self._after_failure(request, error, None, True, True, states.FAILURE)
+                    except StoreUnavailable:
+                        raise
+                    except Exception:
+                        logger.exception("task %s: its error callbacks cannot be published", record.id)
+                told.append((record.id, error))
+            self.store.tasks.told(task_ids)
+        except StoreUnavailable as failure:
+            logger.warning("the end of poisoned tasks waits for Redis: %s", failure)
+        return told
 
     def _end(
         self,

@@ -8,9 +8,12 @@ template says, and of the usual body only the arguments; the agent builds the fu
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import msgspec
+from kombu import serialization
+from kombu.serialization import prepare_accept_content
 from kombu.transport import base, virtual
 from kombu.utils.json import dumps as json_dumps
 from kombu.utils.json import loads as json_loads
@@ -178,6 +181,23 @@ def failure(task_id: str, sentence: str) -> bytes:
     result = {"exc_type": "RuntimeError", "exc_message": [sentence], "exc_module": "builtins"}
     document: dict[str, Any] = {"status": "FAILURE", "result": result, "traceback": None, "children": []}
     return msgspec.json.encode({**document, "date_done": None, "task_id": task_id})
+
+
+def request_of(task_id: str, queue: str, message: bytes, accept: Iterable[str]) -> dict[str, Any]:
+    """What Celery's Context of a stored task knows of its callbacks, its chain and its chord; not its arguments.
+
+    `accept`: content types that may be read.
+    """
+    _, body, content_type, content_encoding, headers, _ = _decode(message)
+    if isinstance(headers, str):
+        headers = json_loads(headers)
+    request = {"root_id": task_id, **(headers or {}), "id": task_id, "delivery_info": {"routing_key": queue}}
+    if content_type == _ARGUMENTS_ONLY:
+        return request
+    read = serialization.loads(
+        body, content_type or JSON, content_encoding or UTF8, accept=prepare_accept_content(accept)
+    )
+    return {**request, **(read[2] if isinstance(read, (list, tuple)) and len(read) == 3 else {})}
 
 
 class Delivery:

@@ -117,7 +117,7 @@ class Request(CeleryRequest):  # type: ignore[misc]
             else "it ended its pool process"
         )
         backend = self.task.backend
-        state = backend.crashed(self, holding, sentence)
+        state = backend.crashed(holding, sentence)
         holdings.end(holding, None)
         holdings.forget(holding)
         self.acknowledged = True

@@ -61,6 +61,7 @@ def renew(
     present: Key,
     requirements_version: Key,
     chords_due: Key,
+    poisoned: Key,
     pulse: Key,
     grace: Key,
     prefix: Prefix,

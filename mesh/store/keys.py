@@ -43,6 +43,7 @@ TABLE: tuple[Row, ...] = (
     _row("deadlines", "zset", PERMANENT, "ids of waiting tasks that expire, by expiry, ms"),
     _row("recent", "zset", PERMANENT, "ids of the newest tasks by submission, ms; capped"),
     _row("dead", "zset", PERMANENT, "ids of dead letters by time, ms"),
+    _row("poisoned", "zset", PERMANENT, "ids of poison whose end is still to be told, by when next, ms"),
     _row(
         "chords_due", "zset", PERMANENT, "chords whose header is complete and whose body is to be published"
     ),

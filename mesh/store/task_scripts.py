@@ -116,8 +116,6 @@ def release(
     leases: Key,
     deadlines: Key,
     counters: Key,
-    dead: Key,
-    chords_due: Key,
     prefix: Prefix,
     entries: Args[str],
 ) -> None: ...
@@ -131,6 +129,7 @@ def crash(
     counters: Key,
     dead: Key,
     chords_due: Key,
+    poisoned: Key,
     prefix: Prefix,
     dead_keep_ms: Arg[int],
     max_crashes: Arg[int],
@@ -148,6 +147,7 @@ def reap(
     counters: Key,
     dead: Key,
     chords_due: Key,
+    poisoned: Key,
     present: Key,
     pulse: Key,
     grace: Key,
@@ -157,6 +157,7 @@ def reap(
     lease_ms: Arg[int],
     renew_ms: Arg[int],
     limit: Arg[int],
+    claim: Arg[int],
 ) -> None: ...
 
 

@@ -142,8 +142,9 @@ class Reaped(NamedTuple):
 
     again: int  # tasks queued again
     aside: list[str]  # ids that were put aside as poison
-    next_end_ms: int  # until the next lease ends, -1 if none will
+    next_end_ms: int  # until there is more to do, -1 if nothing is known
     chords_due: list[str]
+    claimed: list[str]  # poison whose end the caller has to tell, then `told`
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -388,13 +389,18 @@ class Tasks:
 
     # -- loops
 
-    def reap(self, limit: int = 200) -> Reaped:
-        """Take back what lost its lease."""
-        answer = self.bound["reap"](self._keep[2], self._max_crashes, self.lease_ms, self.renew_ms, limit)
-        again, aside, next_end_ms, due = answer
-        return Reaped(
-            int(again), [one.decode() for one in aside], int(next_end_ms), [group.decode() for group in due]
+    def reap(self, limit: int = 200, claim: int = 0) -> Reaped:
+        """Take back what lost its lease; claim so many poisoned tasks, see reap.lua."""
+        answer = self.bound["reap"](
+            self._keep[2], self._max_crashes, self.lease_ms, self.renew_ms, limit, claim
         )
+        again, aside, next_end_ms, *names = answer
+        ids, due, claimed = ([one.decode() for one in several] for several in (aside, *names))
+        return Reaped(int(again), ids, int(next_end_ms), due, claimed)
+
+    def told(self, task_ids: Sequence[str]) -> None:
+        """Whoever waits for the end of these poisoned tasks knows it."""
+        self._client.execute("ZREM", self._keys["poisoned"], *task_ids)
 
     def tick(self, lead: str, limit: int = 500) -> tuple[int, int, int, list[str], int]:
         """Promote and expire: (promoted, expired, dead letters forgotten, chords due for 2 s, left their region).

@@ -195,7 +195,7 @@ class Life(RuleBasedStateMachine):
         for task_id in held:
             stores.lose_lease(self.store, task_id)
         stores.calm(self.store)
-        again, aside, _, due = self.store.tasks.reap()
+        again, aside, _, due, _ = self.store.tasks.reap()
         assert (again, len(aside), due) == (*self.model.reap(held), [])
 
     @rule(task_id=ID)

@@ -12,9 +12,11 @@ from mesh.store.tasks import Attempt
 from tests.integration.stores import (
     again,
     begin,
+    calm,
     entry,
     fetch,
     lose_holder,
+    lose_lease,
     open_store,
     publish,
     record,
@@ -227,3 +229,41 @@ def test_an_attempt_is_what_the_view_shows(store: Store) -> None:
         "ended_at": views.iso(one.ended),
         "error": ERROR,
     }
+
+
+def poison(store: Store) -> None:
+    """Task `a` has killed its third agent, and nobody has reaped that yet."""
+    publish(store, "a")
+    for number in range(3):
+        one = take(store)
+        begin(store, one)
+        if number < 2:
+            lose_holder(store, one)
+    lose_lease(store, "a")
+    calm(store)
+
+
+def test_the_end_of_poison_is_told_by_one_who_claims_it(store: Store) -> None:
+    poison(store)
+    reaped = store.tasks.reap()
+    assert (reaped.aside, reaped.claimed, reaped.next_end_ms) == (["a"], [], 0), "a coordinator tells nobody"
+    assert store.agents.renew("w", 1, {}, []).next_lease_end_ms == 0, "the next beat of an agent hears of it"
+    assert store.tasks.reap(claim=5).claimed == ["a"]
+    assert store.tasks.reap(claim=5).claimed == [], "it is being told"
+    assert 0 < store.tasks.reap().next_end_ms <= 10_000, "if its teller dies, another tries again"
+    store.tasks.told(["a"])
+    assert (store.tasks.reap(claim=5).claimed, store.tasks.reap().next_end_ms) == ([], -1)
+
+
+def test_whoever_reaps_may_claim_at_once(store: Store) -> None:
+    poison(store)
+    reaped = store.tasks.reap(claim=5)
+    assert (reaped.aside, reaped.claimed) == (["a"], ["a"])
+
+
+def test_an_agent_whose_pool_process_died_tells_by_itself(store: Store) -> None:
+    publish(store, "a")
+    for _ in range(3):
+        store.tasks.crash(entry(take(store)), "it exited")
+    assert store.tasks.reap(claim=5).claimed == []
+    assert 0 < store.tasks.reap().next_end_ms <= 10_000

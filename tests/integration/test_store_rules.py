@@ -223,7 +223,7 @@ def test_losing_an_agent_counts_only_against_what_it_had_started(store: Store) -
     for one in (started, leased):
         lose_lease(store, one.id)
     calm(store)
-    assert store.tasks.reap() == (2, [], -1, [])
+    assert store.tasks.reap() == (2, [], -1, [], [])
     assert (record(store, "a").crashes, record(store, "b").crashes) == (1, 0)
     assert [(one.how, one.error) for one_id in "ab" for one in record(store, one_id).past] == [
         ("crashed", "agent worker-1 died while it ran"),
@@ -289,7 +289,7 @@ def test_poison_that_kills_whole_agents_is_put_aside_by_the_reaper(store: Store)
 def test_a_lease_ends_by_redis_clock_and_is_told_ahead(store: Store) -> None:
     publish(store, "a")
     take(store)
-    again_, aside, next_end_ms, _ = store.tasks.reap()
+    again_, aside, next_end_ms, *_ = store.tasks.reap()
     assert (again_, aside) == (0, []) and 0 < next_end_ms <= store.settings.lease_ms
     assert record(store, "a").state == "leased"
 

@@ -1,7 +1,7 @@
---#include time counts queues places finish past requeue
+--#include time counts queues places finish past requeue crashed
 --#allow-oom
 -- The process that ran this attempt died while the agent lives (a killed pool child): counted; again, or poison.
--- Answers {word, state it is in now or '', chord that became due or '', the sentence that is kept of it}.
+-- What follows from poison (see reap) is the caller's for 10 s, then anybody's. Answers {word, state it is in now or '', chord that became due or '', the sentence that is kept of it}.
 local key = TASK .. task_id
 local state, held, queue, score, chord, crashes, agent =
   unpack(redis.call('HMGET', key, 'state', 'fence', 'queue', 'score', 'chord', 'crashes', 'agent'))
@@ -10,6 +10,7 @@ if not LEGAL.crash[state] then return {'stale', '', '', ''} end
 if FENCED and held ~= fence then return {'fenced', '', '', ''} end
 agent = string.match(agent, '^[^#]*')
 local now_in, group, said = crashed(task_id, queue, state, score, chord, crashes, max_crashes, dead_keep_ms, agent, sentence)
+if now_in == 'dead_lettered' then redis.call('ZADD', poisoned, text(now + 10000), task_id) end
 redis.call('ZREM', leases, task_id)
 write_counts()
 return {'moved', now_in, group or '', said}

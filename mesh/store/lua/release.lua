@@ -1,4 +1,4 @@
---#include time counts queues places finish past requeue
+--#include time counts queues places past requeue
 --#allow-oom
 -- Gives attempts back to their queues, at their old places, uncounted. Two arguments each: id, fence.
 -- Answers one word each: moved | missing | fenced | stale.

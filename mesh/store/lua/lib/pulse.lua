@@ -9,7 +9,8 @@ local function in_grace()
   local until_ms = redis.call('GET', grace)
   return until_ms and now < tonumber(until_ms)
 end
--- Ms until the next lease ends or the next agent counts as absent, -1 if neither will. Keys leases, present.
+-- Ms until the next lease ends, the next agent counts as absent or poison is to be told of, -1 if none will. Keys leases,
+-- present, poisoned.
 local function next_end(silence_ms)
   local first = -1
   local head = redis.call('ZRANGE', leases, 0, 0, 'WITHSCORES')
@@ -18,6 +19,11 @@ local function next_end(silence_ms)
   if head[2] then
     local silent = math.max(0, tonumber(head[2]) + tonumber(silence_ms) + 1 - now)
     if first < 0 or silent < first then first = silent end
+  end
+  head = redis.call('ZRANGE', poisoned, 0, 0, 'WITHSCORES')
+  if head[2] then
+    local untold = math.max(0, tonumber(head[2]) - now)
+    if first < 0 or untold < first then first = untold end
   end
   return first
 end
