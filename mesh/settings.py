@@ -107,6 +107,10 @@ class Settings:
     # -- life of a task
     max_task_retries: int = _row("MAX_TASK_RETRIES", "mesh.coordinator.maxTaskRetries", "count", 3,
         "Retries after the first attempt, before a task is dead-lettered.")
+    retry_delay_ms: int = _row("MESH_RETRY_DELAY_MS", "mesh.coordinator.retryDelay", "ms", 1_000,
+        "The longest wait before the first retry; it doubles with each, and a random part of it is waited (full jitter).")
+    retry_delay_cap_ms: int = _row("MESH_RETRY_DELAY_CAP_MS", "mesh.coordinator.retryDelayCap", "ms", 600_000,
+        "The doubling ends here: a task that fails all day is still tried every few minutes.")
     task_timeout_ms: int = _row("TASK_TIMEOUT_MS", "mesh.coordinator.taskTimeout", "ms", 300_000,
         "Bounds one attempt: first a soft limit, then a hard one.")
     max_crashes: int = _row("MESH_MAX_CRASHES", "mesh.coordinator.maxCrashes", "count", 3,

@@ -60,13 +60,17 @@ class Described:
         *,
         requires: Sequence[str],
         timeout_s: float | None,
-        retries: int | None,
+        retries: Mapping[str, Any],
         examples: Sequence[Any],
         payload_schema: Mapping[str, Any] | None,
         result_schema: Mapping[str, Any] | None,
     ) -> None:
         self.name, self.function = name, function
-        self._fixed = {"requires": list(requires), "timeout_s": timeout_s, "retries": retries}
+        self._fixed = {
+            "requires": list(requires),
+            "timeout_s": timeout_s,
+            **retries,
+        }
         self._examples = examples
         self._payload_schema, self._result_schema = payload_schema, result_schema
         signature = inspect.signature(function)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from celery import shared_task
 from celery.exceptions import Ignore, Reject, Retry
@@ -24,6 +24,33 @@ _CONTROL: tuple[type[BaseException], ...] = (Ignore, Reject, Retry)  # Celery's 
 _HARD_AFTER_S = 10.0  # the hard limit comes so long after the soft one, which the task may use to clean up
 
 
+class Retries(NamedTuple):
+    """What a task type says of its retries; None leaves it to the settings."""
+
+    retries: int | None = None
+    retry_delay_s: float | None = None
+    retry_delay_cap_s: float | None = None
+
+    def check(self, name: str) -> None:
+        """Raise `Invalid` for what cannot be."""
+        for what, value in self._asdict().items():
+            kinds = int if what == "retries" else (int, float)
+            if value is not None and not (
+                isinstance(value, kinds) and not isinstance(value, bool) and 0 <= value < 10**9
+            ):
+                raise Invalid(f"{what} of task type {name} is {value!r}, but must be a number from 0 on.")
+
+    def policy(self, asked: Any, settings: Settings) -> RetryPolicy:
+        """The policy of one task. `asked`: the retries that its submitter wants, if he said so."""
+        first = (value for value in (asked, self.retries) if isinstance(value, int))
+        delay, cap = self.retry_delay_s, self.retry_delay_cap_s
+        return RetryPolicy(
+            max_retries=next(first, settings.max_task_retries),
+            base_s=settings.retry_delay_ms / 1000 if delay is None else delay,
+            cap_s=settings.retry_delay_cap_ms / 1000 if cap is None else cap,
+        )
+
+
 def task(
     name: str,
     *,
@@ -31,6 +58,8 @@ def task(
     retries: int | None = None,
     timeout_s: float | None = None,
     no_retry_for: tuple[type[BaseException], ...] = (),
+    retry_delay_s: float | None = None,
+    retry_delay_cap_s: float | None = None,
     ignore_result: bool = False,
     examples: Sequence[Any] = (),
     payload_schema: Mapping[str, Any] | None = None,
@@ -39,8 +68,9 @@ def task(
     """Make a function a task type of the mesh.
 
     A type needs the capability of its own name and what `requires` adds. `retries`: how often a failure is tried again
-    (MAX_TASK_RETRIES), with exponential back-off; exceptions of `no_retry_for`, and `mesh.errors.Invalid` (the payload will
-    not get better), fail at once. `timeout_s` bounds one attempt (TASK_TIMEOUT_MS).
+    (MAX_TASK_RETRIES); exceptions of `no_retry_for`, and `mesh.errors.Invalid` (the payload will not get better), fail at
+    once. A retry waits a random time up to `retry_delay_s` (MESH_RETRY_DELAY_MS), which doubles with each retry as far as
+    `retry_delay_cap_s` (MESH_RETRY_DELAY_CAP_MS). `timeout_s` bounds one attempt (TASK_TIMEOUT_MS).
 
     The annotations of the function's first parameter and of what it returns (pydantic models, dataclasses, plain types) are
     its schemas: agents advertise them with the first line of its docstring and `examples` (payloads), so that a wrong
@@ -49,6 +79,8 @@ def task(
     """
     check_name("task type", name)
     requirement = canonical([name, *(check_name("capability", one) for one in requires)])
+    said = Retries(retries, retry_delay_s, retry_delay_cap_s)
+    said.check(name)
     final: tuple[type[BaseException], ...] = (*_CONTROL, Invalid, *no_retry_for)
 
     def decorate(function: F) -> Any:
@@ -57,7 +89,7 @@ def task(
             function,
             requires=requires,
             timeout_s=timeout_s,
-            retries=retries,
+            retries={**said._asdict(), "no_retry_for": [one.__name__ for one in no_retry_for]},
             examples=examples,
             payload_schema=payload_schema,
             result_schema=result_schema,
@@ -76,7 +108,7 @@ def task(
                 except Exception as error:
                     if self.request.called_directly or self.request.is_eager:
                         raise
-                    again = _retry(self, error, retries)
+                    again = _retry(self, error, said)
                     if again is None:
                         raise
                     raise again from error
@@ -120,13 +152,10 @@ def task_types(app: Any, capabilities: Sequence[str] = ()) -> dict[str, dict[str
     return rows
 
 
-def _retry(self: Any, error: Exception, retries: int | None) -> Exception | None:
+def _retry(self: Any, error: Exception, said: Retries) -> Exception | None:
     """Publish the task again, and what is to be raised then; None if its retries are used up."""
-    asked = getattr(self.request, RETRIES_HEADER, None)  # by whoever submitted it
-    limit = asked if isinstance(asked, int) else retries
-    if limit is None:
-        limit = self.backend.store.settings.max_task_retries
-    decision = decide(RetryPolicy(max_retries=limit), retries=self.request.retries, dice=random.random())
+    policy = said.policy(getattr(self.request, RETRIES_HEADER, None), self.backend.store.settings)
+    decision = decide(policy, retries=self.request.retries, dice=random.random())
     if not decision.again:
         error.mesh_retries_used_up = True  # type: ignore[attr-defined]
         return None

@@ -396,6 +396,9 @@ class TypeView(Struct, kw_only=True):
     examples: list[Any]
     timeout_s: float | None
     retries: int | None
+    retry_delay_s: float | None
+    retry_delay_cap_s: float | None
+    no_retry_for: list[str]
 
 
 class TypeList(Struct, kw_only=True):

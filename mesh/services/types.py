@@ -40,6 +40,9 @@ class TypeInfo:
     examples: list[Any] = field(default_factory=list)  # payloads
     timeout_s: float | None = None  # bounds one attempt
     retries: int | None = None
+    retry_delay_s: float | None = None  # the longest wait before the first retry; it doubles
+    retry_delay_cap_s: float | None = None
+    no_retry_for: tuple[str, ...] = ()  # names of exceptions
     schema_text: str = field(default="", compare=False, repr=False)  # names its validator in the cache
 
     @property
@@ -50,7 +53,7 @@ class TypeInfo:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         shown = {name: value for name, value in self.__dict__.items() if name != "schema_text"}
-        return {**shown, "requires": list(self.requires)}
+        return {**shown, "requires": list(self.requires), "no_retry_for": list(self.no_retry_for)}
 
 
 def advertised(store: Store) -> list[TypeInfo]:
@@ -124,6 +127,9 @@ def _info(name: str, row: Mapping[str, Any]) -> TypeInfo:
         examples=row.get("examples") or [],
         timeout_s=row.get("timeout_s"),
         retries=row.get("retries"),
+        retry_delay_s=row.get("retry_delay_s"),
+        retry_delay_cap_s=row.get("retry_delay_cap_s"),
+        no_retry_for=tuple(row.get("no_retry_for", ())),
         schema_text="" if schema is None else json.dumps(schema, sort_keys=True),
     )
 

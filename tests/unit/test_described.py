@@ -37,7 +37,8 @@ class Point:
 
 def described(function: Callable[..., Any], **more: Any) -> Described:
     options: dict[str, Any] = {
-        "requires": (), "timeout_s": None, "retries": None, "examples": (), "payload_schema": None, "result_schema": None,
+        "requires": (), "timeout_s": None, "retries": {"retries": 2}, "examples": (),
+        "payload_schema": None, "result_schema": None,
     }  # fmt: skip
     return Described("ocr", function, **{**options, **more})
 
@@ -67,7 +68,7 @@ def test_a_model_in_and_a_model_out() -> None:
     assert one.call({"path": "a", "dpi": "3"}) == {"words": ["a", "a"], "at": "2024-01-03"}
     assert one.call(payload={"path": "b", "dpi": 2})["at"] == "2024-01-02"
     row = one.row()
-    assert (row["requires"], row["timeout_s"], row["retries"]) == (["gpu"], 5, None)
+    assert (row["requires"], row["timeout_s"], row["retries"]) == (["gpu"], 5, 2)
     assert row["description"] == "Read a page."
     assert row["examples"] == [{"path": "a.png", "dpi": 300}, {"path": "b.png", "dpi": 1}]
     assert row["payload_schema"]["required"] == ["path"]
