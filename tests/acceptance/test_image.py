@@ -108,7 +108,7 @@ def compose_config(*words: str, **environ: str) -> subprocess.CompletedProcess[s
         pytest.skip("DOCKER-COMPOSE HAS NOT READ docker-compose.yml: install docker-compose (Debian's name)")
     return subprocess.run(
         ["docker-compose", "config", *words], cwd=ROOT, capture_output=True, text=True, check=False,
-        env={"PATH": os.environ["PATH"], **environ},
+        env={"PATH": os.environ["PATH"], "COMPOSE_PROFILES": "load-balancer", **environ},
     )  # fmt: skip
 
 
@@ -162,7 +162,13 @@ def test_every_service_that_others_wait_for_says_when_it_is_well() -> None:
 def test_what_is_published() -> None:
     """Nothing beyond this host, unless somebody says so."""
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"coordinator": ["127.0.0.1:3000:3000"], "flower": ["127.0.0.1:5555:5555"]}
+    assert published == {
+        "coordinator": ["127.0.0.1:3000:3000"],
+        "haproxy": ["127.0.0.1:8080:8080"],
+        "flower": ["127.0.0.1:5555:5555"],
+    }
+    profiles = {name for name, service in SERVICES.items() if service.get("profiles") == ["load-balancer"]}
+    assert profiles == {"coordinator-2", "coordinator-3", "haproxy"}, "what is not asked for does not start"
 
 
 def test_labels_and_user() -> None:

@@ -157,7 +157,7 @@ def test_a_coordinator_is_killed_around_a_write(stage: Stage, recovery: Recovery
     stage.ready("w1")
     breaks: dict[str, Callable[[Proxy], None]] = {
         "before": lambda way: stage.proxy("before").drop("requests"),
-        "during": lambda way: stage.proxy("during").drop("replies"),
+        "during": lambda way: stage.proxy("during").delay(1500),
         "after": lambda way: way.drop("replies"),
     }
     for victim, break_it in breaks.items():
@@ -173,7 +173,7 @@ def test_a_coordinator_is_killed_around_a_write(stage: Stage, recovery: Recovery
             wait_until(lambda: len(stage.ledger) > known, 10, "the submission to begin")  # noqa: B023
             task_id = list(stage.ledger)[known]
             if victim != "before":
-                wait_until(lambda: stage.mesh.store.tasks.record(task_id), 10, "the write")  # noqa: B023
+                wait_until(lambda: stage.mesh.store.tasks.record(task_id), 30, "the write")  # noqa: B023
             assert not submission.done()
             stage.kill(victim)
             way.cut()
