@@ -69,7 +69,7 @@ class AMQP(CeleryAMQP):  # type: ignore[misc]
         call: dict[str, Any] = {"nonce": uuid.uuid4().hex}
         if options.get("priority") is not None:
             call["priority"] = options["priority"]
-        for choice in ("strategy", "region"):
+        for choice in ("strategy", "region", "deadline_s"):
             if options.get(choice) is not None:
                 call[choice] = options[choice]
         if chord is not None:

@@ -18,7 +18,7 @@ from celery import states
 from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 from celery.canvas import maybe_signature
-from celery.exceptions import ChordError, TimeLimitExceeded
+from celery.exceptions import ChordError, Reject, SoftTimeLimitExceeded, TimeLimitExceeded
 from celery.result import GroupResult, allow_join_result
 from kombu.exceptions import EncodeError
 from kombu.utils.json import dumps as json_dumps
@@ -28,7 +28,7 @@ from mesh.bus import messages, runtime
 from mesh.bus.documents import one_line
 from mesh.bus.holdings import Holding
 from mesh.bus.messages import ATTEMPT_HEADER, part_index
-from mesh.bus.publishing import current_attempt, parent_run
+from mesh.bus.publishing import TooLate, current_attempt, parent_run
 from mesh.bus.results import ResultConsumer
 from mesh.core.states import State, celery_status
 from mesh.errors import StoreUnavailable
@@ -39,6 +39,13 @@ from mesh.store.tasks import Crashed, Entry, Settlement
 logger = logging.getLogger(__name__)
 POISON = (State.DEAD_LETTERED, "poison")
 _RETRY_S = 0.5  # between tries to settle while Redis is away: the attempt's work must not be lost
+
+
+def _came_too_late(exc: BaseException) -> bool:
+    """Whether it would have been tried again, but after its deadline: said by `@task`, or by Celery's own retry."""
+    return getattr(exc, "mesh_too_late", False) or (
+        isinstance(exc, Reject) and isinstance(exc.reason, TooLate)
+    )
 
 
 class Backend(RedisBackend):  # type: ignore[misc]
@@ -126,7 +133,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
 
     @staticmethod
     def _failed_state(exc: BaseException) -> State:
-        if isinstance(exc, TimeLimitExceeded):
+        if isinstance(exc, (TimeLimitExceeded, SoftTimeLimitExceeded)) or _came_too_late(exc):
             return State.TIMED_OUT
         # A task of the mesh whose retries are used up says so on the exception that it lets go, see `mesh.bus.task`.
         return State.DEAD_LETTERED if getattr(exc, "mesh_retries_used_up", False) else State.FAILED

@@ -55,6 +55,7 @@ _OWN_PROPERTIES = frozenset(
         "reply_to",
         "strategy",
         "region",
+        "deadline_s",
     }
 )
 _encode = msgspec.msgpack.Encoder().encode

@@ -26,6 +26,10 @@ from mesh.store.tasks import Entry, Template
 DEFAULT_PRIORITY = 4
 
 
+class TooLate(Exception):
+    """A retry that would come after the task's total deadline: nothing was published."""
+
+
 def _when(value: Any) -> datetime.datetime:
     moment = value if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(str(value))
     return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
@@ -45,6 +49,15 @@ def _priority(payload: dict[str, Any], call: dict[str, Any], zero_first: bool) -
     except (TypeError, ValueError):
         number = DEFAULT_PRIORITY
     return 9 - number if zero_first and value is not None else number
+
+
+def _deadline_ms(deadline_s: Any) -> int | None:
+    """`apply_async(deadline_s=...)`: ms from now until the task has to have ended. Raises `Invalid`."""
+    if deadline_s is None:
+        return None
+    if not (isinstance(deadline_s, (int, float)) and 0 <= deadline_s < 10**9):
+        raise Invalid(f"deadline_s {deadline_s!r} is not a number of seconds from 0 on.")
+    return int(deadline_s * 1000)
 
 
 def current_attempt() -> tuple[Any, Entry, int] | None:
@@ -91,7 +104,7 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
     if attempt is not None and attempt[1].id == task_id:
         request, entry, _ = attempt
         failed = int(headers.get("retries") or 0) > int(request.retries or 0)
-        return store.tasks.retry(
+        word = store.tasks.retry(
             entry,
             queue=queue,
             task_type=task_type,
@@ -101,6 +114,9 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
             failed=failed,
             problem=_problem() if failed else "",
         )
+        if word == "late":
+            raise TooLate(f"its next try would come after its deadline (retry {headers.get('retries') or 0})")
+        return word
     parent = parent_run(attempt)
     chord = (
         f"{headers.get('group')}|{part_index(headers.get('group_index'), task_id)}"
@@ -114,6 +130,7 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
         priority=priority,
         delay_ms=delay_ms,
         expires_ms=_ms_from_now(headers["expires"], now) if headers.get("expires") else None,
+        deadline_ms=_deadline_ms(call.get("deadline_s")),
         kind="child" if parent is not None else "outside",
         placing=placing(
             check_strategy(call.get("strategy") or settings.load_balancing_strategy),

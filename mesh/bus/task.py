@@ -13,6 +13,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from mesh.bus.current import Current, activate
 from mesh.bus.described import Described
 from mesh.bus.messages import RETRIES_HEADER
+from mesh.bus.publishing import TooLate
 from mesh.core.names import check_name
 from mesh.core.requirements import canonical, capabilities_of
 from mesh.core.retries import RetryPolicy, decide
@@ -159,5 +160,11 @@ def _retry(self: Any, error: Exception, said: Retries) -> Exception | None:
     if not decision.again:
         error.mesh_retries_used_up = True  # type: ignore[attr-defined]
         return None
-    again: Exception = self.retry(exc=error, countdown=decision.delay_s, max_retries=None, throw=False)
+    try:
+        again: Exception = self.retry(exc=error, countdown=decision.delay_s, max_retries=None, throw=False)
+    except Reject as refused:  # what Celery makes of a publication that fails
+        if not isinstance(refused.reason, TooLate):
+            raise
+        error.mesh_too_late = True  # type: ignore[attr-defined]
+        return None
     return again

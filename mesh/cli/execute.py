@@ -74,6 +74,8 @@ def _decode(data: bytes, where: str) -> Any:
 @click.option("--expires", type=click.FloatRange(min=0), metavar="S", help="Drop it unless started within S seconds.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S",
               help="Bounds one attempt, in seconds.")
+@click.option("--deadline", type=click.FloatRange(min=0, min_open=True), metavar="S",
+              help="End it in S seconds, wherever it is by then: running, queued, scheduled.")
 @click.option("--retries", type=click.IntRange(0, 1000), metavar="N",
               help="Retries after a failure; else what its type says, or MAX_TASK_RETRIES.")
 @click.option("--strategy", type=click.Choice([str(one) for one in Strategy]),
@@ -119,7 +121,7 @@ def command(
 
 def _options(
     *, requires: str | None, priority: int, countdown: float | None, expires: float | None, timeout: float | None,
-    labels: str | None, retries: int | None, strategy: str | None, region: str | None, **_: Any,
+    deadline: float | None, labels: str | None, retries: int | None, strategy: str | None, region: str | None, **_: Any,
 ) -> dict[str, Any]:
     """The options of `Mesh.submit`."""
     return {
@@ -128,6 +130,7 @@ def _options(
         "countdown_s": countdown,
         "expires_s": expires,
         "timeout_s": timeout,
+        "deadline_s": deadline,
         "retries": retries,
         "strategy": strategy,
         "region": region,

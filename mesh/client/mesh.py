@@ -67,6 +67,7 @@ class Mesh:
         countdown_s: float | None = None,
         expires_s: float | None = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
         retries: int | None = None,
         strategy: str | None = None,
         region: str | None = None,
@@ -78,7 +79,9 @@ class Mesh:
         """Submit one task.
 
         `payload`: anything that JSON can say (None: the task takes no argument). `requires`: capabilities beyond those of
-        the type. `priority`: 0 to 9, 9 first. `timeout_s` bounds one attempt. `strategy` and `region`: who gets it, see
+        the type. `priority`: 0 to 9, 9 first. `expires_s`: to be started by then (else
+        `expired`); `timeout_s` bounds one attempt (retried, in the end `timed_out`); `deadline_s`: to have ended by then, in
+        whatever state it is (else `timed_out`). `strategy` and `region`: who gets it, see
         `mesh.core.places`. `task_id` makes it idempotent: the same id is the same task. `unsatisfiable`: what if no agent
         can take it now: "warn" (it waits), "accept" (silently), "reject".
 
@@ -90,6 +93,7 @@ class Mesh:
             or countdown_s
             or expires_s is not None
             or timeout_s is not None
+            or deadline_s is not None
             or retries is not None
             or strategy
             or region
@@ -105,6 +109,7 @@ class Mesh:
                 countdown_s=countdown_s,
                 expires_s=expires_s,
                 timeout_s=timeout_s,
+                deadline_s=deadline_s,
                 retries=retries,
                 strategy=strategy,
                 region=region,

@@ -80,7 +80,7 @@ class Reap:
 
 
 class Tick:
-    """Queues scheduled tasks whose time has come, expires queued ones, offers what its region leaves waiting to all regions,
+    """Queues scheduled tasks whose time has come, ends what is late, offers what its region leaves waiting to all regions,
     completes chords that a died process left."""
 
     name, every_s = "tick", 0.5
@@ -91,10 +91,10 @@ class Tick:
 
     def run_once(self, lead: Lead) -> Report:
         """One run."""
-        counts = {"promoted": 0, "expired": 0, "forgotten": 0, "left_region": 0, "chords": 0}
+        counts = {"promoted": 0, "expired": 0, "forgotten": 0, "left_region": 0, "timed_out": 0, "chords": 0}
         for _ in range(_PAGES):
-            *numbers, due, left = self._store.tasks.tick(lead.fence, self.page)
-            numbers.append(left)
+            *numbers, due, left, timed_out = self._store.tasks.tick(lead.fence, self.page)
+            numbers += [left, timed_out]
             for name, number in zip(counts, (*numbers, len(due)), strict=True):
                 counts[name] += number
             if due:

@@ -38,6 +38,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         None
     )
     timeout_s: Annotated[Seconds, Meta(description="Bounds one attempt.")] | None = None
+    deadline_s: Annotated[Seconds, Meta(description="Ended after so many seconds from now.")] | None = None
     retries: Annotated[int, Meta(ge=0, le=1000, description="How often a failure is tried again.")] | None = (
         None
     )
@@ -235,6 +236,7 @@ class TaskView(Struct, kw_only=True):
     ended_at: Time | None
     crashed_at: Time | None
     expires_at: Time | None
+    deadline_at: Time | None
     past: list[Attempt]
     progress: Progress | UnsetType | None = UNSET
 

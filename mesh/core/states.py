@@ -46,9 +46,18 @@ class Verb(StrEnum):
     REAP = "reap"
     CANCEL = "cancel"
     EXPIRE = "expire"
+    TIME_OUT = "time_out"
     CONCLUDE = "conclude"
     REVISE = "revise"
     RESTORE = "restore"
+
+
+class Reason(StrEnum):
+    """Why time ended a task: what its record gives as the reason."""
+
+    NOT_STARTED = "not started in time"  # state expired
+    ATTEMPT = "attempt timed out"  # state timed_out: its time limit, and no retry was left
+    DEADLINE = "deadline passed"  # state timed_out: the time from its submission to its end
 
 
 class Answer(StrEnum):
@@ -121,7 +130,10 @@ RULES: dict[Verb, Rule] = {
         meaning="the attempt ends and its result is recorded",
     ),
     Verb.RETRY: Rule(
-        sources=HELD, targets=WAITING, fenced=True, meaning="the running attempt publishes its id again"
+        sources=HELD,
+        targets=WAITING,
+        fenced=True,
+        meaning="the running attempt publishes its id again, or ran out of its own time and is tried again",
     ),
     Verb.RELEASE: Rule(
         sources=HELD, targets=_RETURNED, fenced=True, meaning="the agent gives it back; nothing is counted"
@@ -146,6 +158,12 @@ RULES: dict[Verb, Rule] = {
         targets=frozenset({State.EXPIRED}),
         fenced=False,
         meaning="its expiry passed unstarted",
+    ),
+    Verb.TIME_OUT: Rule(
+        sources=LIVE,
+        targets=frozenset({State.TIMED_OUT}),
+        fenced=False,
+        meaning="its total deadline passed; the agent that runs it stops it",
     ),
     Verb.CONCLUDE: Rule(
         sources=WAITING,

@@ -45,8 +45,9 @@ class Options:
     requires: tuple[str, ...] = ()
     priority: int = 4  # 0-9, 9 first
     countdown_s: float | None = None
-    expires_s: float | None = None
+    expires_s: float | None = None  # to be started by then
     timeout_s: float | None = None  # bounds one attempt
+    deadline_s: float | None = None  # to have ended by then, whatever it takes; both from its submission on
     retries: int | None = None  # after a failure; for types made with `@task`
     strategy: str | None = None  # see `mesh.core.places.Strategy`
     region: str | None = None  # preferred; another serves if it cannot
@@ -133,7 +134,7 @@ def _make_shape(
 ) -> tuple[dict[str, Any] | None, Template]:
     if not isinstance(options.priority, int) or not 0 <= options.priority <= 9:
         raise Invalid(f"Priority {options.priority!r} is not a whole number from 0 to 9 (9 is first).")
-    for name in ("countdown_s", "expires_s", "timeout_s"):
+    for name in ("countdown_s", "expires_s", "timeout_s", "deadline_s"):
         value = getattr(options, name)
         if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 10**9):
             raise Invalid(f"{name} {value!r} is not a number of seconds from 0 on.")
@@ -156,6 +157,7 @@ def _make_shape(
         priority=options.priority,
         delay_ms=int(options.countdown_s * 1000) if options.countdown_s else None,
         expires_ms=None if options.expires_s is None else int(options.expires_s * 1000),
+        deadline_ms=None if options.deadline_s is None else int(options.deadline_s * 1000),
         placing=placing(check_strategy(strategy), region),
         extra=("labels", json.dumps(dict(options.labels))) if options.labels else (),
     )

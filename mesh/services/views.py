@@ -50,6 +50,7 @@ def task(record: Record) -> dict[str, Any]:
         "labels": json.loads(record.other.get("labels", "{}")),
         **{f"{name}_at": iso(getattr(record, name)) for name in _TIMES},
         "expires_at": iso(record.expires_at),
+        "deadline_at": iso(record.deadline_at),
         "past": [_ended(one) for one in record.past],
     }
 

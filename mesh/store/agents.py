@@ -56,7 +56,12 @@ def cordon(
 
 @script
 def renew(
+    ready: Key,
+    scheduled: Key,
     leases: Key,
+    deadlines: Key,
+    counters: Key,
+    dead: Key,
     agents: Key,
     present: Key,
     requirements_version: Key,
@@ -65,6 +70,7 @@ def renew(
     pulse: Key,
     grace: Key,
     prefix: Prefix,
+    keep_ms: Arg[int],
     lease_ms: Arg[int],
     renew_ms: Arg[int],
     agent: Arg[str],
@@ -143,9 +149,9 @@ class Beat:
 class Agents:
     """The agents of one namespace."""
 
-    def __init__(self, client: Client, keys: Keys, *, lease_ms: int, renew_ms: int) -> None:
+    def __init__(self, client: Client, keys: Keys, *, lease_ms: int, renew_ms: int, keep_ms: int) -> None:
         self._client, self._keys = client, keys
-        self._lease_ms, self._renew_ms = lease_ms, renew_ms
+        self._lease_ms, self._renew_ms, self._keep_ms = lease_ms, renew_ms, keep_ms
         self.bound = {one.name: one.bind(client, keys) for one in ALL}
         self.cache: dict[str, Any] = {}  # belongs to `mesh.services.agents`
 
@@ -176,7 +182,9 @@ class Agents:
         """One beat: renew exactly these attempts."""
         flat = [word for name, value in fields.items() for word in (name, str(value))]
         words = [word for entry in entries for word in (entry.id, entry.fence)]
-        answer = self.bound["renew"](self._lease_ms, self._renew_ms, agent, incarnation, _pack(flat), *words)
+        answer = self.bound["renew"](
+            self._keep_ms, self._lease_ms, self._renew_ms, agent, incarnation, _pack(flat), *words
+        )
         return Beat(
             known=answer[0].decode(),
             requirements_version=int(answer[2]),

@@ -40,7 +40,7 @@ TABLE: tuple[Row, ...] = (
     _row("ready", "set", PERMANENT, "names of the queues that are not empty"),
     _row("scheduled", "zset", PERMANENT, "ids of scheduled tasks by due time, ms"),
     _row("leases", "zset", PERMANENT, "ids of held tasks by the end of their lease, ms"),
-    _row("deadlines", "zset", PERMANENT, "ids of waiting tasks that expire, by expiry, ms"),
+    _row("deadlines", "zset", PERMANENT, "ids of tasks that run out of time, by when that may be, ms"),
     _row("recent", "zset", PERMANENT, "ids of the newest tasks by submission, ms; capped"),
     _row("dead", "zset", PERMANENT, "ids of dead letters by time, ms"),
     _row("poisoned", "zset", PERMANENT, "ids of poison whose end is still to be told, by when next, ms"),

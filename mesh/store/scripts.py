@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Annotated, Any, TypeVar
 
-from mesh.core.states import CELERY_STATUS, RULES
+from mesh.core.states import CELERY_STATUS, RULES, Reason
 from mesh.store.client import Client, NoScriptError, pack, pack_words
 from mesh.store.keys import BY_NAME, TABLE, Keys
 
@@ -85,6 +85,9 @@ class Script:
         if "CELERY[" in body:
             statuses = ",".join(f"{state}='{status}'" for state, status in CELERY_STATUS.items())
             lines.append(f"local CELERY = {{{statuses}}}\n")
+        if "REASON." in body:
+            reasons = ",".join(f"{reason.name.lower()}='{reason}'" for reason in Reason)
+            lines.append(f"local REASON = {{{reasons}}}\n")
         return "".join(lines) + _legal(body) + "local FENCED = true\n"
 
     def _is_rest(self) -> bool:

@@ -38,7 +38,7 @@ class Store:
             renew_ms=renew_ms,
             spill_ms=settings.region_spill_ms,
         )
-        self.agents = Agents(self.client, self.keys, lease_ms=lease_ms, renew_ms=renew_ms)
+        self.agents = Agents(self.client, self.keys, lease_ms=lease_ms, renew_ms=renew_ms, keep_ms=keep_ms)
         self.chords = Chords(self.client, self.keys, keep_ms=keep_ms)
         self.types = Types(self.client, self.keys)
         self.restores = Restores(self.client, self.keys, keep_ms=keep_ms)

@@ -99,6 +99,7 @@ def start(counters: Key, prefix: Prefix, entries: Args[str]) -> None: ...
 @script
 def settle(
     leases: Key,
+    deadlines: Key,
     counters: Key,
     dead: Key,
     chords_due: Key,
@@ -203,6 +204,7 @@ def annotate(
 def tick(
     ready: Key,
     scheduled: Key,
+    leases: Key,
     deadlines: Key,
     counters: Key,
     dead: Key,

@@ -23,7 +23,7 @@ __all__ = ["Entry", "Fetched", "Record", "Settlement", "Tasks", "Template"]
 _pack = msgspec.msgpack.Encoder().encode
 
 
-_COMMON, _OWN = 8, 4  # arguments of a template and of a task, see submit.lua
+_COMMON, _OWN = 9, 4  # arguments of a template and of a task, see submit.lua
 
 
 class Template:
@@ -42,6 +42,7 @@ class Template:
         priority: int = 4,
         delay_ms: int | None = None,
         expires_ms: int | None = None,
+        deadline_ms: int | None = None,
         kind: str = "create",
         placing: str = "",
         extra: tuple[Any, ...] = (),
@@ -49,8 +50,10 @@ class Template:
         self.queue = queue
         delay = "" if delay_ms is None else delay_ms
         expires = "" if expires_ms is None else expires_ms
+        deadline = "" if deadline_ms is None else deadline_ms
         more = _pack(list(extra)) if extra else b""
-        self.packed = b"".join(pack_words((queue, type, priority, delay, expires, kind, placing, more)))
+        words = (queue, type, priority, delay, expires, deadline, kind, placing, more)
+        self.packed = b"".join(pack_words(words))
 
     def publication(self, task_id: str, message: bytes, token: str = "") -> Publication:
         """One task; `lua/submit.lua` says what `token` means."""
@@ -161,7 +164,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _decode_attempt = msgspec.json.Decoder(Attempt).decode
-_TIMES = ("created", "queued", "leased", "started", "ended", "crashed", "expires_at")
+_TIMES = ("created", "queued", "leased", "started", "ended", "crashed", "expires_at", "deadline_at")
 _COUNTS = ("priority", "run", "attempt", "failures", "crashes")
 
 
@@ -189,6 +192,7 @@ class Record:
     ended: int | None = None
     crashed: int | None = None
     expires_at: int | None = None
+    deadline_at: int | None = None
     past: tuple[Attempt, ...] = ()  # the oldest first
     other: Mapping[str, str] = field(default_factory=dict)
 
@@ -402,16 +406,18 @@ class Tasks:
         """Whoever waits for the end of these poisoned tasks knows it."""
         self._client.execute("ZREM", self._keys["poisoned"], *task_ids)
 
-    def tick(self, lead: str, limit: int = 500) -> tuple[int, int, int, list[str], int]:
-        """Promote and expire: (promoted, expired, dead letters forgotten, chords due for 2 s, left their region).
+    def tick(self, lead: str, limit: int = 500) -> tuple[int, int, int, list[str], int, int]:
+        """Promote and end what is late: (promoted, expired, dead letters forgotten, chords due for 2 s, left their region,
+        timed out).
 
         `lead`: the lead that the caller holds, see `mesh.store.agents.Lead`. Raises `StaleFence` if it is over.
         """
         answer = self.bound["tick"](lead, self._keep[0], self._keep[2], self._spill_ms, limit)
         if answer is None:
             raise StaleFence(f"The lead {lead} is over: nothing was changed.")
-        promoted, expired, forgotten, due, spilled = answer
-        return int(promoted), int(expired), int(forgotten), [group.decode() for group in due], int(spilled)
+        promoted, expired, forgotten, chords, spilled, timed_out = answer
+        due = [group.decode() for group in chords]
+        return int(promoted), int(expired), int(forgotten), due, int(spilled), int(timed_out)
 
     # -- readers
 

@@ -38,6 +38,9 @@ class Task:
     parked: bool = False
     expires: bool = False
     lapsed: bool = False
+    deadline: bool = False  # it has to have ended by some time ...
+    passed: bool = False  # ... which has passed
+    ended_by_deadline: bool = False
     result: bool = False
     dead: bool = False
     poison: bool = False
@@ -47,6 +50,13 @@ class Task:
     def can_expire(self) -> bool:
         """Whether its expiry ends it while it waits; what is parked has been started, and waits for its own canvas."""
         return self.expires and not self.parked and self.state in WAITING
+
+    @property
+    def is_late(self) -> State | None:
+        """The state that time ends it in, if it does; of both times, the expiry is set to be the earlier."""
+        if self.lapsed and self.can_expire:
+            return State.EXPIRED
+        return State.TIMED_OUT if self.passed and self.state in LIVE else None
 
     @property
     def place(self) -> tuple[int, int]:
@@ -127,6 +137,7 @@ class Model:
         task.run, task.message, task.arrival = run + 1, message, self.arrive()
         task.failures = task.crashes = 0
         task.suspect = task.result = task.dead = task.expires = task.poison = False
+        task.deadline = task.passed = task.ended_by_deadline = False
         task.retried_by = ""
         return "moved"
 
@@ -180,8 +191,8 @@ class Model:
             task = self.tasks[task_id]
             if len(taken) >= limit:
                 break
-            if task.expires and task.lapsed:
-                self.expire(task_id)
+            if task.is_late:
+                self.run_out(task_id)
                 continue
             watched = bool(task.crashes or task.suspect)
             if watched and (taken or not (isolated or idle or not patient)):
@@ -233,6 +244,9 @@ class Model:
         if refusal:
             return refusal
         task = self.tasks[task_id]
+        if not fresh.parked and (task.passed or (task.deadline and fresh.state is State.SCHEDULED)):
+            return "late"
+        task.expires = task.expires and not fresh.parked
         self.remember(task_id, "failed" if failed else "replaced")
         self.move(Verb.RETRY, task_id, fresh.state)
         task.queue, task.priority, task.parked, task.arrival = (
@@ -284,7 +298,7 @@ class Model:
     def renew(self, task_id: str, fence: str) -> str:
         """One attempt in a beat."""
         task = self.tasks.get(task_id)
-        if task is None or task.state in WAITING or task.state is State.CANCELLED:
+        if task is None or task.state in WAITING or task.state is State.CANCELLED or task.ended_by_deadline:
             return "lost"
         if task.state in HELD:
             return "held" if task.fence == fence else "lost"
@@ -313,18 +327,22 @@ class Model:
             self.tasks[task_id].arrival = self.arrive()
         return len(due)
 
-    def expire(self, task_id: str) -> None:
-        """Nobody started it before its expiry."""
-        self.move(Verb.EXPIRE, task_id, State.EXPIRED)
-        self.tasks[task_id].result = True
+    def run_out(self, task_id: str) -> State:
+        """Nobody started it before its expiry, or its deadline has passed; the state that it ends in."""
+        task = self.tasks[task_id]
+        target = State.EXPIRED if task.is_late is State.EXPIRED else State.TIMED_OUT
+        self.move(Verb.EXPIRE if target is State.EXPIRED else Verb.TIME_OUT, task_id, target)
+        task.result, task.ended_by_deadline = True, target is State.TIMED_OUT
+        return target
 
-    def tick(self) -> tuple[int, int]:
-        """(promoted, expired)."""
-        promoted = self.promote()
-        late = [one for one, task in self.tasks.items() if task.lapsed and task.can_expire]
-        for task_id in late:
-            self.expire(task_id)
-        return promoted, len(late)
+    def overdue(self) -> Counter[State]:
+        """Everything that is late ends: how many in which state."""
+        return Counter([self.run_out(one) for one, task in self.tasks.items() if task.is_late])
+
+    def tick(self) -> tuple[int, int, int]:
+        """(promoted, expired, timed out)."""
+        promoted, ended = self.promote(), self.overdue()
+        return promoted, ended[State.EXPIRED], ended[State.TIMED_OUT]
 
     # -- what must be seen
 

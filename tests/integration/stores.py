@@ -32,7 +32,7 @@ def without_fences(store: Store) -> Store:
     return store
 
 
-def tick(store: Store) -> tuple[int, int, int, list[str], int]:
+def tick(store: Store) -> tuple[int, int, int, list[str], int, int]:
     """One turn of the leader's loop over time, by a leader."""
     return store.tasks.tick(store.agents.lead("leads", MINUTE_MS).fence)
 
@@ -132,6 +132,16 @@ def lapse(store: Store, task_id: str) -> None:
     """As if its expiry had passed."""
     store.client.execute("HSET", store.keys.of("task", task_id), "expires_at", LONG_AGO_MS)
     store.client.execute("ZADD", store.keys["deadlines"], "XX", LONG_AGO_MS, task_id)
+
+
+def pass_deadline(store: Store, task_id: str) -> None:
+    """As if its total deadline had passed, later than its expiry if that has too."""
+    store.client.execute("HSET", store.keys.of("task", task_id), "deadline_at", LONG_AGO_MS + 1)
+    expires_at = store.client.execute("HGET", store.keys.of("task", task_id), "expires_at")
+    lapsed = expires_at is not None and int(expires_at) == LONG_AGO_MS
+    store.client.execute(
+        "ZADD", store.keys["deadlines"], "XX", LONG_AGO_MS if lapsed else LONG_AGO_MS + 1, task_id
+    )
 
 
 def lose_holder(store: Store, one: Fetched) -> None:

@@ -64,9 +64,17 @@ class Life(RuleBasedStateMachine):
         publication=PUBLICATION,
         later=st.booleans(),
         expires=st.booleans(),
+        deadline=st.booleans(),
     )
     def publish(
-        self, task_id: str, queue: str, priority: int, publication: Any, later: bool, expires: bool
+        self,
+        task_id: str,
+        queue: str,
+        priority: int,
+        publication: Any,
+        later: bool,
+        expires: bool,
+        deadline: bool,
     ) -> None:
         kind, token = publication
         message = b"m%d" % next(_names)
@@ -79,6 +87,7 @@ class Life(RuleBasedStateMachine):
                     priority=priority,
                     delay_ms=LATER_MS if later else None,
                     expires_ms=LATER_MS if expires else None,
+                    deadline_ms=LATER_MS if deadline else None,
                     kind=kind,
                     token=token,
                 )
@@ -86,7 +95,7 @@ class Life(RuleBasedStateMachine):
         )
         state = State.SCHEDULED if later else State.QUEUED
         assert word == self.model.submit(
-            task_id, kind, Task(state, queue, priority, 0, token, message, expires=expires)
+            task_id, kind, Task(state, queue, priority, 0, token, message, expires=expires, deadline=deadline)
         )
 
     @rule(task_id=ID)
@@ -183,6 +192,7 @@ class Life(RuleBasedStateMachine):
     def renew(self, attempts: list[tuple[str, str]]) -> None:
         beat = self.store.agents.renew("nobody", 1, {}, [Entry(*attempt) for attempt in attempts])
         assert beat.known == "unknown"
+        self.model.overdue()
         assert beat.words == [self.model.renew(*attempt) for attempt in attempts]
 
     # -- time
@@ -212,10 +222,17 @@ class Life(RuleBasedStateMachine):
             stores.lapse(self.store, task_id)
             task.lapsed = True
 
+    @rule(task_id=ID)
+    def pass_deadline(self, task_id: str) -> None:
+        task = self.model.tasks.get(task_id)
+        if task is not None and task.state in LIVE and task.deadline:
+            stores.pass_deadline(self.store, task_id)
+            task.passed = True
+
     @rule()
     def tick(self) -> None:
-        promoted, expired, forgotten, due, _ = stores.tick(self.store)
-        assert (promoted, expired, forgotten, due) == (*self.model.tick(), 0, [])
+        promoted, expired, forgotten, due, _, timed_out = stores.tick(self.store)
+        assert (promoted, expired, timed_out, forgotten, due) == (*self.model.tick(), 0, [])
 
     # -- what must be so after every step
 
@@ -272,7 +289,11 @@ class Life(RuleBasedStateMachine):
                 one for one, task in tasks.items() if task.state is State.SCHEDULED and not task.parked
             },
             "leases": {one for one, task in tasks.items() if task.state in HELD},
-            "deadlines": {one for one, task in tasks.items() if task.can_expire},
+            "deadlines": {
+                one
+                for one, task in tasks.items()
+                if task.can_expire or (task.deadline and task.state in LIVE)
+            },
             "dead": {one for one, task in tasks.items() if task.dead},
             "queues": queues,
             "ready": {queue for queue, ids in queues.items() if ids},

@@ -1,4 +1,4 @@
---#include time counts queues finish
+--#include time counts queues nudge finish
 --#allow-oom
 -- Cancels a task that has not ended, wherever it is; the agent that runs it is nudged and stops it.
 -- Answers {moved | missing | stale, the state it was in, chord that became due or ''}.
@@ -11,9 +11,7 @@ local group = finish(task_id, queue, state, 'cancelled', chord, document, true, 
 if state == 'queued' then
   dequeue(task_id, place or queue)
 elseif state ~= 'scheduled' and agent then
-  local holder = string.match(agent, '^[^#]*')
-  if redis.call('LLEN', NUDGE .. holder) == 0 then redis.call('RPUSH', NUDGE .. holder, 'cancel') end
-  redis.call('PEXPIRE', NUDGE .. holder, 60000)
+  nudge(string.match(agent, '^[^#]*'), 'cancel')
 end
 redis.call('ZREM', scheduled, task_id)
 redis.call('ZREM', leases, task_id)

@@ -1,4 +1,4 @@
---#include time queues places withdraw
+--#include time queues places nudge withdraw
 --#allow-oom
 -- An operator's word to an agent, or its own: `how` is cordon (no new work; what waits in its own queue goes back), uncordon, or
 -- drain (cordon, finish within `grace_ms` what it runs, leave; '' is the agent's own time of grace). `incarnation`: only to this life of
@@ -26,6 +26,5 @@ else
   end
   if withdraw(agent, tonumber(limit)) > 0 then return 'more' end
 end
-if redis.call('LLEN', NUDGE .. agent) == 0 then redis.call('RPUSH', NUDGE .. agent, how) end
-redis.call('PEXPIRE', NUDGE .. agent, 60000)
+nudge(agent, how)
 return 'moved'

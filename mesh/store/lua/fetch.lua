@@ -1,4 +1,4 @@
---#include time counts queues places finish promote
+--#include time counts queues places nudge finish overdue promote
 --#allow-oom
 -- Leases up to `limit` queued tasks of the given queues to a holder, oldest and most urgent first.
 -- isolated: 1 if each task runs in a process of its own; held: how many tasks the holder has (noted for `least-loaded`).
@@ -37,16 +37,16 @@ if #candidates > 1 then table.sort(candidates, function(a, b) return a.score < b
 local taken, gone, alone = {}, {}, false
 -- Decides about one queued id: takes it, drops it (ended or vanished), or leaves it.
 local function consider(id, queue)
-  local r = redis.call('HMGET', TASK .. id, 'state', 'attempt', 'run', 'crashes', 'suspect', 'expires_at', 'queued', 'chord', 'priority')
+  local r = redis.call('HMGET', TASK .. id, 'state', 'attempt', 'run', 'crashes', 'suspect', 'expires_at', 'queued', 'chord', 'priority', 'deadline_at')
   local state = r[1]
   if not state or not LEGAL.lease[state] then
     if not state and not string.find(queue, '@@', 1, true) then count(queue, 'queued', -1) end
     gone[queue][#gone[queue] + 1] = id
     return
   end
-  if r[6] and now >= tonumber(r[6]) then
-    finish(id, redis.call('HGET', TASK .. id, 'queue'), state, 'expired', r[8], describe(id, 'expired', 'TaskRevokedError', 'celery.exceptions', 'expired'), true,
-      keep_ms)
+  local to = (r[6] or r[10]) and lapsed(r[6], r[10])
+  if to then
+    lapse(id, redis.call('HGET', TASK .. id, 'queue'), state, to, r[8], keep_ms)
     redis.call('ZREM', deadlines, id)
     gone[queue][#gone[queue] + 1] = id
     return
@@ -60,6 +60,7 @@ local function consider(id, queue)
   if not message then
     finish(id, redis.call('HGET', TASK .. id, 'queue'), state, 'dead_lettered', r[8],
       describe(id, 'dead_lettered', 'LookupError', 'builtins', 'its message is gone from Redis'), true, keep_ms, 'reason', 'message lost')
+    redis.call('ZREM', deadlines, id)
     gone[queue][#gone[queue] + 1] = id
     return
   end
@@ -67,7 +68,7 @@ local function consider(id, queue)
   local marks = (attempt > 1 and 1 or 0) + (watched and 2 or 0)
   local requirement = queue
   if string.find(queue, '@@', 1, true) then requirement = redis.call('HGET', TASK .. id, 'queue') end
-  taken[#taken + 1] = {id, requirement, attempt .. '-' .. nonce, r[3] or '1', marks, message, attempt, watched, r[6], r[9] or '4'}
+  taken[#taken + 1] = {id, requirement, attempt .. '-' .. nonce, r[3] or '1', marks, message, attempt, watched, r[6], r[9] or '4', r[10]}
   gone[queue][#gone[queue] + 1] = id
   alone = watched and true or false
 end
@@ -99,7 +100,11 @@ for _, task in ipairs(taken) do
   else
     redis.call('HSET', TASK .. task[1], 'state', target, 'attempt', task[7], 'fence', task[3], 'agent', holder, 'leased', stamp)
   end
-  if task[9] then redis.call('ZREM', deadlines, task[1]) end
+  if task[9] and task[11] then
+    redis.call('ZADD', deadlines, task[11], task[1])
+  elseif task[9] then
+    redis.call('ZREM', deadlines, task[1])
+  end
   move_count(task[2], 'queued', target)
 end
 for _, candidate in ipairs(candidates) do

@@ -1,4 +1,4 @@
---#include time pulse
+--#include time counts queues nudge finish overdue pulse
 --#allow-oom
 -- An agent's beat: renews the leases of exactly the attempts that it names, and its registration. `fields`: msgpack list of
 -- registration fields that change (load figures). Then two arguments an attempt: id, fence.
@@ -21,6 +21,7 @@ elseif restored then
 elseif current and tonumber(current) > tonumber(incarnation) then -- an older life is there only if Redis has gone back in time
   known = 'usurped'
 end
+overdue(100, keep_ms) -- where no coordinator runs, beats end what has run out of time
 local answers, held = {}, {}
 local lease_end = text(now + tonumber(lease_ms))
 for at = FIRST, #ARGV, 2 do
@@ -32,7 +33,8 @@ for at = FIRST, #ARGV, 2 do
       held[#held + 1] = lease_end
       held[#held + 1] = ARGV[at]
     end
-  elseif state and reason ~= 'restored' and state ~= 'cancelled' and state ~= 'queued' and state ~= 'scheduled' then
+  elseif state and reason ~= 'restored' and reason ~= REASON.deadline and state ~= 'cancelled' and state ~= 'queued'
+    and state ~= 'scheduled' then
     word = 'settled'
   end
   answers[#answers + 1] = word
@@ -40,6 +42,7 @@ end
 for first = 1, #held, 4000 do
   redis.call('ZADD', leases, 'XX', unpack(held, first, math.min(first + 3999, #held)))
 end
+write_counts()
 local due = redis.call('ZRANGE', chords_due, '-inf', text(now - 2000), 'BYSCORE', 'LIMIT', 0, 20)
 return {known, now, tonumber(redis.call('GET', requirements_version) or 0), next_end(lease_ms), due, answers, drain and 'drain' or cordoned and 'cordoned' or '',
   tonumber(before or 0), drain and tonumber(drain) - now or -1}

@@ -1,4 +1,4 @@
---#include time counts queues places choose requirements past
+--#include time counts queues places choose nudge requirements past
 -- An operator runs an ended task again: a new run of the same id, with `message` (the old one, its retries forgotten).
 -- The attempt that ended the former run is remembered. `run`: the run that the caller has seen. Answers moved | missing | stale (not ended, ended well, or another run) | full.
 local key = TASK .. task_id
@@ -12,7 +12,7 @@ local arrival = redis.call('INCR', sequence)
 redis.call('SET', MESSAGE .. task_id, message)
 redis.call('PERSIST', key)
 redis.call('HDEL', key, 'failures', 'crashes', 'suspect', 'error', 'reason', 'agent', 'started', 'ended', 'leased', 'was', 'crashed',
-  'expires_at')
+  'expires_at', 'deadline_at')
 local score = text((9 - tonumber(priority or 4)) * 562949953421312 + arrival)
 redis.call('HSET', key, 'state', 'queued', 'run', run + 1, 'queued', stamp, 'fence', '', 'score', score)
 put(task_id, queue, placing and choose(queue, placing, arrival, 1) or queue, score)

@@ -1,14 +1,16 @@
---#include time counts queues places choose requirements past
+--#include time counts queues places choose nudge requirements past
 --#allow-oom
 -- The running attempt publishes its own id again (Celery's self.retry and Task.replace), with a new message.
 -- failed: 1 if the attempt failed, by `problem` (one line), 0 if it replaced itself. delay_ms '' means at once, 'parked' until another
--- publication of the id comes (a replacing chord's body). Answers moved | missing | fenced | stale | full.
+-- publication of the id comes (a replacing chord's body). Answers moved | missing | fenced | stale | full |
+-- late (its next try would come after its deadline: nothing is changed).
 local key = TASK .. task_id
-local state, held, old_queue, expires_at, placing =
-  unpack(redis.call('HMGET', key, 'state', 'fence', 'queue', 'expires_at', 'placing'))
+local state, held, old_queue, expires_at, placing, deadline_at =
+  unpack(redis.call('HMGET', key, 'state', 'fence', 'queue', 'expires_at', 'placing', 'deadline_at'))
 if not state then return 'missing' end
 if not LEGAL.retry[state] then return 'stale' end
 if FENCED and held ~= fence then return 'fenced' end
+if deadline_at and delay_ms ~= 'parked' and now + (tonumber(delay_ms) or 0) >= tonumber(deadline_at) then return 'late' end
 if not register(queue) then return 'full' end
 remember(task_id, failed == '1' and 'failed' or 'replaced', problem)
 local arrival = redis.call('INCR', sequence)
@@ -22,7 +24,11 @@ redis.call('HSET', key, 'state', target, 'fence', '', 'was', fence, 'queue', que
   'score', score, 'queued', stamp)
 if failed == '1' then redis.call('HINCRBY', key, 'failures', 1) end
 if target == 'queued' then put(task_id, queue, placing and choose(queue, placing, arrival, 1) or queue, score) end
-if expires_at and delay_ms ~= 'parked' then redis.call('ZADD', deadlines, expires_at, task_id) end
+if expires_at and delay_ms == 'parked' then
+  redis.call('HDEL', key, 'expires_at') -- it has been started; what waits now is its canvas
+elseif expires_at then
+  redis.call('ZADD', deadlines, earlier(expires_at, deadline_at), task_id)
+end
 redis.call('ZREM', leases, task_id)
 count(old_queue, state, -1)
 count(queue, target, 1)

@@ -8,7 +8,7 @@
 local answers, due, ended = {}, {}, {}
 for at = FIRST, #ARGV, 7 do
   local id, fence = ARGV[at], ARGV[at + 1]
-  local state, held, queue, chord, attempt = unpack(redis.call('HMGET', TASK .. id, 'state', 'fence', 'queue', 'chord'))
+  local state, held, queue, chord, deadline_at = unpack(redis.call('HMGET', TASK .. id, 'state', 'fence', 'queue', 'chord', 'deadline_at'))
   if not state then
     answers[#answers + 1] = 'missing'
   elseif not LEGAL.settle[state] then
@@ -31,6 +31,7 @@ for at = FIRST, #ARGV, 7 do
       redis.call('HSET', TASK .. id, 'reason', reason)
       if problem ~= '' then redis.call('HSET', TASK .. id, 'error', problem) end
     end
+    if deadline_at then redis.call('ZREM', deadlines, id) end
     if group then due[#due + 1] = group end
     ended[#ended + 1] = id
     answers[#answers + 1] = 'moved'

@@ -1,6 +1,6 @@
---#include time counts queues places choose requirements
--- Publishes tasks. What tasks have in common is a template: queue, type, priority, delay_ms or '', expires_ms or '', kind
--- (create | outside | child), placing (see places.lua), extra (msgpack list of more fields and values, or ''). The arguments:
+--#include time counts queues places choose nudge requirements
+-- Publishes tasks. What tasks have in common is a template: queue, type, priority, delay_ms or '', expires_ms or '', deadline_ms
+-- or '', kind (create | outside | child), placing (see places.lua), extra (msgpack list of more fields and values, or ''). The arguments:
 -- how many templates, the templates, then four a task: number of its template, id, message, token.
 --   create   Mesh.submit, HTTP: idempotent while the record lives; token = digest of what must be equal.
 --   outside  a Celery call outside of a task: a live id stays as it is, an ended one starts a new run;
@@ -10,12 +10,12 @@
 -- Answers one word a task: moved | exists | conflict | full.
 -- The script is laid out for new tasks in bulk: few closures, one MSET, one ZADD a queue.
 -- Invariant: an acknowledged task has a record and a message, and is in exactly one of a queue and the schedule.
-local COMMON, WIDTH = 8, 4
+local COMMON, WIDTH = 9, 4
 local templates = {}
 for at = FIRST + 1, FIRST + ARGV[FIRST] * COMMON, COMMON do
   local priority, delay = ARGV[at + 2], ARGV[at + 3]
   templates[#templates + 1] = {queue = ARGV[at], type = ARGV[at + 1], priority = priority, delay = delay, expires = ARGV[at + 4],
-    kind = ARGV[at + 5], placing = ARGV[at + 6], extra = ARGV[at + 7], first = (9 - priority) * 562949953421312,
+    deadline = ARGV[at + 5], kind = ARGV[at + 6], placing = ARGV[at + 7], extra = ARGV[at + 8], first = (9 - priority) * 562949953421312,
     target = delay == '' and 'queued' or 'scheduled'}
 end
 local first_task = FIRST + 1 + #templates * COMMON
@@ -62,7 +62,7 @@ local function publish(at, index)
     for _, index_key in ipairs({scheduled, leases, deadlines, dead}) do redis.call('ZREM', index_key, id) end
     redis.call('DEL', RESULT .. id)
     redis.call('HDEL', key, 'failures', 'crashes', 'suspect', 'error', 'reason', 'agent', 'started', 'ended', 'leased', 'was',
-      'expires_at', 'chord', 'place', 'placing', 'past')
+      'expires_at', 'deadline_at', 'chord', 'place', 'placing', 'past')
     redis.call('PERSIST', key)
     if not LEGAL.resubmit[state] then count(old_queue, state, -1) end
   end
@@ -79,10 +79,12 @@ local function publish(at, index)
   if state or token ~= '' then redis.call('HSET', key, 'token', token) end
   if placing ~= '' then redis.call('HSET', key, 'placing', placing) end
   if template.extra ~= '' then redis.call('HSET', key, unpack(cmsgpack.unpack(template.extra))) end
-  if expires ~= '' then
-    local at_ms = text(now + expires)
-    redis.call('HSET', key, 'expires_at', at_ms)
-    redis.call('ZADD', deadlines, at_ms, id)
+  if expires ~= '' or template.deadline ~= '' then
+    local expires_at = expires ~= '' and text(now + expires) or nil
+    local deadline_at = template.deadline ~= '' and text(now + template.deadline) or nil
+    if expires_at then redis.call('HSET', key, 'expires_at', expires_at) end
+    if deadline_at then redis.call('HSET', key, 'deadline_at', deadline_at) end
+    redis.call('ZADD', deadlines, earlier(expires_at, deadline_at), id)
   end
   if target == 'scheduled' then
     redis.call('ZADD', scheduled, text(now + template.delay), id)

@@ -1,10 +1,10 @@
 -- Puts a held task back to where it stood in its queue, whichever agent it was placed with; it may expire there again.
 -- Needs time, counts, queues, places; the key deadlines.
 local function requeue(id, queue, from, score, ...)
-  local expires_at, placing = unpack(redis.call('HMGET', TASK .. id, 'expires_at', 'placing'))
+  local expires_at, placing, deadline_at = unpack(redis.call('HMGET', TASK .. id, 'expires_at', 'placing', 'deadline_at'))
   if placing then put(id, queue, home(queue, placing), score) else enqueue(id, queue, score) end
   redis.call('HSET', TASK .. id, 'state', 'queued', 'fence', '', 'queued', stamp, ...)
-  if expires_at then redis.call('ZADD', deadlines, expires_at, id) end
+  if expires_at then redis.call('ZADD', deadlines, earlier(expires_at, deadline_at), id) end
   redis.call('DEL', RESULT .. id)
   move_count(queue, from, 'queued')
 end

@@ -1,10 +1,6 @@
--- Tells agents of a requirement of several capabilities that is new; false if there are too many of them. Needs time; the
+-- Tells agents of a requirement of several capabilities that is new; false if there are too many of them. Needs time, nudge; the
 -- keys requirements, requirements_version, present.
 local MOST_REQUIREMENTS = 10000
-local function nudge(agent, why)
-  if redis.call('LLEN', NUDGE .. agent) == 0 then redis.call('RPUSH', NUDGE .. agent, why) end
-  redis.call('PEXPIRE', NUDGE .. agent, 60000)
-end
 local function register(queue)
   if not string.find(queue, '+', 1, true) or redis.call('HEXISTS', requirements, queue) == 1 then return true end
   if redis.call('HLEN', requirements) >= MOST_REQUIREMENTS then return false end
