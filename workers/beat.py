@@ -24,6 +24,7 @@ from ..store.tasks import Entry
 from .identity import Membership
 
 logger = logging.getLogger(__name__)
+POOL_SLACK_S = 2.0  # a pool that watches time limits itself has ended an attempt by then
 _PAUSE_S = 0.5  # between tries while Redis is away
 _REGISTERED_MS = 86_400_000  # a registration stays so long after the last beat
 _LATE_S = 1.0  # an answer that is so late does not come: beats must go on
@@ -63,6 +64,8 @@ class Beat:
         on_chords_due: Callable[[list[str]], None],
         on_poison: Callable[[list[str]], None],
         on_lost: Callable[[Holding], None],
+        on_overrun: Callable[[Holding, Store], None],
+        pool_stops: bool,
         on_absent: Callable[[], None],
         on_asked: Callable[[str, int], None],
         on_usurped: Callable[[], None],
@@ -79,6 +82,8 @@ class Beat:
         self._on_lost, self._on_usurped, self._load = on_lost, on_usurped, load
         self._on_absent, self._on_asked = on_absent, on_asked
         self._asked, self._drain_by = "", 0.0
+        self._on_overrun = on_overrun
+        self._slack_s = POOL_SLACK_S if pool_stops else 0.0
         self._version = -1
         self._stopping = False
         self._finished = _thread.allocate_lock()
@@ -126,7 +131,11 @@ class Beat:
             if self._reap_at is not None and now >= self._reap_at:
                 self._reap()
                 continue
-            until = next_beat if self._reap_at is None else min(next_beat, self._reap_at)
+            overrun_at = self._next_overrun()
+            if now >= overrun_at:
+                self._end_overruns()
+                continue
+            until = min(next_beat, overrun_at, next_beat if self._reap_at is None else self._reap_at)
             if now >= next_beat:
                 return
             pause = max(0.01, until - now)
@@ -137,7 +146,8 @@ class Beat:
                 return
 
     def beat(self) -> None:
-        """Renew exactly what this agent holds."""
+        """Renew exactly what this agent holds, and nothing beyond its time limit."""
+        self._end_overruns()
         held = [holding for holding in self.holdings.held() if not holding.dropped]
         entries = [Entry(holding.id, holding.fence) for holding in held]
         answer = self._store.agents.renew(
@@ -156,7 +166,7 @@ class Beat:
             self._obey(answer.asked, answer.drain_ms)
         for holding, word in zip(held, answer.words, strict=True):
             if word == "lost" and not holding.ended:
-                holding.dropped = holding.ended = True
+                holding.drop()
                 self._on_main(lambda lost=holding: self._on_lost(lost))  # type: ignore[misc]
         self._give_back_unstarted()
         self._hear(answer)
@@ -180,6 +190,22 @@ class Beat:
             far,
         )
         self._store.restores.went_back(self.membership.agent_id, lost_ms if answer.before_ms else 0)
+
+    def _overruns_at(self, holding: Holding) -> float:
+        at = holding.overruns_at
+        return float("inf") if at is None or holding.request is None else at + self._slack_s
+
+    def _next_overrun(self) -> float:
+        """When the next attempt will have run past its time limit and its pool's own watch over it."""
+        return min(map(self._overruns_at, self.holdings.held()), default=float("inf"))
+
+    def _end_overruns(self) -> None:
+        """End attempts that their pool could not stop in time: their leases, not what they do."""
+        now = time.monotonic()
+        for holding in self.holdings.held():
+            if self._overruns_at(holding) <= now:
+                logger.warning("task %s (attempt %s) runs past its time limit", holding.id, holding.fence)
+                self._on_overrun(holding, self._store)
 
     def _rejoin(self) -> None:
         """Redis has lost its data, or forgot us: register again under the same incarnation."""
@@ -212,7 +238,7 @@ class Beat:
             # What waited so long for a start shows that this agent is slower than it thought: it fetches less from now on.
             self.holdings.run_time.average_s = max(self.holdings.run_time.average_s, UNSTARTED_LIMIT_S)
         for holding in late:
-            holding.dropped = holding.ended = True
+            holding.drop()
         self._store.tasks.release([Entry(holding.id, holding.fence) for holding in late])
         for holding in late:
             self._on_main(lambda gone=holding: self.holdings.forget(gone))  # type: ignore[misc]

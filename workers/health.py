@@ -51,7 +51,7 @@ def _handler(report: Callable[[], dict[str, Any]]) -> type[BaseHTTPRequestHandle
                 self._answer(200, {"status": "ok"})
             else:
                 body = report()
-                self._answer(200 if body["status"] == "healthy" else 503, body)
+                self._answer(200 if body["status"] in ("healthy", "degraded") else 503, body)
 
         def _answer(self, status: int, body: dict[str, Any]) -> None:
             data = json.dumps(body).encode()

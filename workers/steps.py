@@ -16,14 +16,17 @@ from celery.worker import state as worker_state
 
 from ..bus import runtime
 from ..bus.holdings import Holding, Holdings
+from ..bus.limits import end_overrun
 from ..bus.task import task_types
 from ..bus.transport import carries_tasks
+from ..core.agents import condition
 from ..core.names import check_name
 from ..core.places import regional
 from ..core.requirements import capabilities_of, is_compound, satisfies
 from ..errors import Invalid, MeshError
 from ..settings import Settings
 from ..store.client import safe_url
+from ..store.store import Store
 from .beat import Beat
 from .events import answer_listeners
 from .health import HealthServer
@@ -81,6 +84,8 @@ class Agent:
             on_chords_due=lambda groups: self.on_main(lambda: self.complete_chords(groups)),
             on_poison=lambda ids: self.on_main(lambda: self.tell_of_poison(ids)),
             on_lost=self.stop_lost,
+            on_overrun=self.end_overrun,
+            pool_stops=self.isolated or self.worker.pool.is_green,
             on_absent=lambda: self.on_main(self.offer),
             on_asked=self.obey,
             on_usurped=self.usurped,
@@ -134,6 +139,7 @@ class Agent:
 
     def load(self) -> dict[str, Any]:
         """Figures that each beat tells."""
+        overran, taken = self.holdings.running_on()
         running = sum(holding.started_at is not None for holding in self.holdings.held())
         return {
             "slots": self.slots(),
@@ -145,21 +151,29 @@ class Agent:
             if self.consumer is not None
             else "starting",
             "average_ms": int(self.holdings.run_time.average_s * 1000),
+            "overrunning": overran + taken,
+            "condition": condition(overran=overran, taken=taken),
         }
 
     def report(self) -> dict[str, Any]:
         """The body of `/health`."""
         silent_s = time.monotonic() - self.beat.last_beat
-        healthy = silent_s < self.settings.lease_ms / 1000
+        load, status = self.load(), "healthy"
+        if self.leaving.begun:
+            status = "draining"
+        elif silent_s >= self.settings.lease_ms / 1000:
+            status = "unhealthy"
+        elif load["condition"]:
+            status = "degraded"
         return {
-            "status": "draining" if self.leaving.begun else "healthy" if healthy else "unhealthy",
+            "status": status,
             **({"leaves_in_s": round(self.leaving.left_s, 1)} if self.leaving.begun else {}),
             "agent": self.membership.agent_id,
             "namespace": self.namespace,
             "capabilities": list(self.capabilities),
             "seconds_since_beat": round(silent_s, 3),
             "refused_results": self.holdings.outbox.refused,
-            **self.load(),
+            **load,
         }
 
     # -- what its beat tells it
@@ -206,6 +220,22 @@ class Agent:
         backend = self.app.backend
         if hasattr(backend, "complete_chords"):
             backend.complete_chords(groups)
+
+    def end_overrun(self, holding: Holding, store: Store) -> None:
+        """It runs past its time limit: ended without its pool's help, from the beat's thread, since the main one may be held up
+        by it; then stopped if the pool can. Raises `StoreUnavailable`."""
+        request = holding.request
+        if request is None:
+            return
+        follow = end_overrun(store, self.app.backend, request)
+        holding.overran = True
+        holding.drop()
+        if follow is not None:
+            if self.worker.pool.is_green:  # no native thread may use the sockets of its greenlets
+                self.on_main(follow)
+            else:
+                follow()
+        self.on_main(lambda: self.stop_lost(holding))
 
     def stop_lost(self, holding: Holding) -> None:
         """Another agent has it, or it was cancelled: stop it if the pool can; its outcome is refused anyhow."""

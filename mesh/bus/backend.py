@@ -30,7 +30,7 @@ from mesh.bus.holdings import Holding
 from mesh.bus.messages import ATTEMPT_HEADER, part_index
 from mesh.bus.publishing import TooLate, current_attempt, parent_run
 from mesh.bus.results import ResultConsumer
-from mesh.core.states import State, celery_status
+from mesh.core.states import Reason, State, celery_status
 from mesh.errors import StoreUnavailable
 from mesh.store.connections import HEALTH_CHECK_S, stand_in
 from mesh.store.store import Store
@@ -46,6 +46,15 @@ def _came_too_late(exc: BaseException) -> bool:
     return getattr(exc, "mesh_too_late", False) or (
         isinstance(exc, Reject) and isinstance(exc.reason, TooLate)
     )
+
+
+def _reason(exc: BaseException) -> str:
+    """What a record gives as the reason of a failure."""
+    if _came_too_late(exc):
+        return Reason.DEADLINE
+    if isinstance(exc, (TimeLimitExceeded, SoftTimeLimitExceeded)):
+        return Reason.ATTEMPT
+    return type(exc).__name__
 
 
 class Backend(RedisBackend):  # type: ignore[misc]
@@ -109,7 +118,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
             self._failed_state(exc),
             document,
             keep=True,
-            reason=type(exc).__name__,
+            reason=_reason(exc),
             error=one_line(exc),
         ):
             self._after_failure(request, exc, traceback, store_result, call_errbacks, state)
@@ -133,7 +142,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
 
     @staticmethod
     def _failed_state(exc: BaseException) -> State:
-        if isinstance(exc, (TimeLimitExceeded, SoftTimeLimitExceeded)) or _came_too_late(exc):
+        if _reason(exc) in (Reason.ATTEMPT, Reason.DEADLINE):
             return State.TIMED_OUT
         # A task of the mesh whose retries are used up says so on the exception that it lets go, see `mesh.bus.task`.
         return State.DEAD_LETTERED if getattr(exc, "mesh_retries_used_up", False) else State.FAILED

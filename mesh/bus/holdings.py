@@ -26,6 +26,7 @@ from mesh.store.tasks import Entry, Settlement
 
 logger = logging.getLogger(__name__)
 UNSTARTED_LIMIT_S = 5.0  # a leased task that has not been started for so long goes back to its queue
+STOPPED_WITHIN_S = 1.0  # a pool that can stop a task has done so by then
 _COMMIT_S = 0.02  # the least time between two commits of the outbox's own
 
 
@@ -34,10 +35,13 @@ class Holding:
 
     __slots__ = (
         "dropped",
+        "dropped_at",
         "ended",
         "fence",
         "id",
         "leased_at",
+        "limit_s",
+        "overran",
         "pid",
         "priority",
         "queue",
@@ -54,10 +58,25 @@ class Holding:
         self.leased_at = time.monotonic()
         self.started_at: float | None = None
         self.pid: int | None = None
-        self.dropped = False  # given back or lost: it must not be started any more
+        self.limit_s: float | None = None  # its hard time limit
+        self.dropped = False  # given back, lost or ended from outside: it must not be started any more
+        self.dropped_at = 0.0
+        self.overran = False  # dropped because it ran past its time limit
         self.ended = False  # its end is in the outbox, or was recorded elsewhere
         self.seen: str | None = None  # failure, retry, time-out, revoke: an acknowledgement then says nothing
         self.request: Any = None
+
+    def drop(self) -> None:
+        """It is no longer this agent's: whatever comes of it is refused."""
+        self.dropped = self.ended = True
+        self.dropped_at = time.monotonic()
+
+    @property
+    def overruns_at(self) -> float | None:
+        """When it will have run for as long as it may, by the monotonic clock; None: never, or it is over."""
+        if self.started_at is None or self.limit_s is None or self.ended:
+            return None
+        return self.started_at + self.limit_s
 
 
 class Wake:
@@ -139,8 +158,11 @@ class Holdings:
         """The attempt is over: `settlement` is to be recorded (None: it was, elsewhere)."""
         if not holding.ended:
             holding.ended = True
-            if settlement is not None and not holding.dropped:
+            if settlement is not None:
                 self.outbox.ended(settlement)
+        elif holding.dropped and settlement is not None:
+            self.outbox.refused += 1
+            logger.info("result of %s (attempt %s) refused: it is over", holding.id, holding.fence)
 
     def forget(self, holding: Holding) -> None:
         """The pool is done with it: its slot is free."""
@@ -170,7 +192,7 @@ class Holdings:
         """Give attempts back, uncounted."""
         chosen = [holding for holding in holdings if not holding.ended]
         for holding in chosen:
-            holding.dropped = holding.ended = True
+            holding.drop()
         if chosen:
             self.store.tasks.release([Entry(holding.id, holding.fence) for holding in chosen])
         for holding in chosen:
@@ -182,6 +204,17 @@ class Holdings:
         return [
             one for one in list(self.by_tag.values()) if one.started_at is None and one.leased_at <= limit
         ]
+
+    def running_on(self) -> tuple[int, int]:
+        """Attempts that were ended from outside and could not be stopped: (past their time limit, for another reason)."""
+        limit = time.monotonic() - STOPPED_WITHIN_S
+        left = [
+            one
+            for one in list(self.by_tag.values())
+            if one.dropped and one.started_at is not None and one.dropped_at <= limit
+        ]
+        overran = sum(one.overran for one in left)
+        return overran, len(left) - overran
 
     def held(self) -> list[Holding]:
         """Attempts whose leases are to be renewed: also those whose end is not confirmed yet."""

@@ -142,6 +142,16 @@ def anew(message: bytes) -> bytes:
     return _pack(words[0], words[1], words[2], words[3], headers, properties)
 
 
+def next_try(message: bytes) -> bytes:
+    """The stored form of the same task with one more retry behind it, for an attempt that cannot say so itself."""
+    words = _decode(message)
+    headers, properties = words[4], words[5]
+    if isinstance(headers, str):
+        headers, properties = json_loads(headers), json_loads(properties)
+    headers = {**(headers or {}), "retries": int((headers or {}).get("retries") or 0) + 1}
+    return _pack(words[0], words[1], words[2], words[3], headers, properties)
+
+
 def part_index(group_index: Any, task_id: str) -> str:
     """The name of a task's part in its chord; a task that was added to the chord has its parent's index, but not its id."""
     return task_id if group_index is None else f"{group_index}.{task_id}"

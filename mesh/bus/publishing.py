@@ -7,11 +7,13 @@ or from outside; each has its own rule, see `mesh/store/lua/submit.lua` and `ret
 from __future__ import annotations
 
 import datetime
+import logging
 import sys
 import uuid
 from typing import Any
 
 from celery._state import get_current_task
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from mesh.bus import runtime
@@ -23,6 +25,7 @@ from mesh.errors import Invalid
 from mesh.store.store import Store
 from mesh.store.tasks import Entry, Template
 
+logger = logging.getLogger(__name__)
 DEFAULT_PRIORITY = 4
 
 
@@ -76,6 +79,12 @@ def _problem() -> str:
     return "" if error is None else one_line(error)
 
 
+def _is_dropped(entry: Entry) -> bool:
+    """Whether this attempt was ended from outside while it ran on, in a pool that cannot stop it: it starts nothing more."""
+    holding = runtime.holdings.by_tag.get(f"{entry.id} {entry.fence}") if runtime.holdings else None
+    return holding is not None and holding.dropped
+
+
 def parent_run(attempt: tuple[Any, Entry, int] | None) -> str | None:
     """Names the run that publishes: a complete chord's, or the attempt's; None outside of both."""
     named = runtime.publishing_for.get()
@@ -112,11 +121,15 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
             message=message,
             delay_ms=delay_ms,
             failed=failed,
+            timed_out=failed and isinstance(sys.exc_info()[1], SoftTimeLimitExceeded),
             problem=_problem() if failed else "",
         )
         if word == "late":
             raise TooLate(f"its next try would come after its deadline (retry {headers.get('retries') or 0})")
         return word
+    if attempt is not None and _is_dropped(attempt[1]):
+        logger.info("%s is not published: attempt %s of %s is over", task_id, attempt[1].fence, attempt[1].id)
+        return "fenced"
     parent = parent_run(attempt)
     chord = (
         f"{headers.get('group')}|{part_index(headers.get('group_index'), task_id)}"

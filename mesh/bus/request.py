@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from billiard.exceptions import WorkerLostError
-from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError, TimeLimitExceeded
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.state import task_ready
 
 from mesh.bus import runtime
+from mesh.bus.documents import one_line
 from mesh.bus.holdings import Holding
+from mesh.bus.limits import hard_limit_s, try_again
 from mesh.core.states import State
 from mesh.store.tasks import Entry
 
+logger = get_logger(__name__)
 REPLACED = "Replaced by"  # how Celery's Task.replace begins its Ignore
 
 
@@ -24,6 +29,7 @@ class Request(CeleryRequest):  # type: ignore[misc]
         super().__init__(message, **kwargs)
         # Redis's clock has decided about both already; the headers keep them for the task.
         self._eta = self._expires = None
+        self._again: bool | None = None  # whether it is tried again after its hard time limit
         self.holding: Holding | None = getattr(message, "holding", None)
         if self.holding is not None:
             self.holding.request = self
@@ -53,6 +59,7 @@ class Request(CeleryRequest):  # type: ignore[misc]
         """The pool takes it up."""
         holdings = runtime.holdings
         if self.holding is not None and holdings is not None:
+            self.holding.limit_s = hard_limit_s(self)
             wanted = holdings.accepted(self.holding, pid)
             if not wanted and not holdings.isolated:  # this is the thread that would run it: stop here
                 task_ready(self)
@@ -61,9 +68,30 @@ class Request(CeleryRequest):  # type: ignore[misc]
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """The pool's time limit."""
-        if not soft and self.holding is not None:
-            self.holding.seen = "time-out"
-        super().on_timeout(soft, timeout)
+        if soft or not self._tried_again(timeout):
+            super().on_timeout(soft, timeout)
+
+    def _tried_again(self, limit_s: float) -> bool:
+        """The hard limit: whether this attempt needs no more than to be stopped (pools tell it once or twice)."""
+        holding, holdings = self.holding, runtime.holdings
+        if holding is None or holdings is None or worker_state.should_terminate:
+            return False
+        if self._again is None:
+            holding.seen, error, word = "time-out", TimeLimitExceeded(limit_s), "fenced"
+            if not holding.ended:
+                backend = self.task.backend
+                word = backend._patiently(lambda: try_again(backend.store, self, error))
+            self._again = word is not None
+            if self._again:
+                logger.warning(
+                    "Hard time limit (%ss) exceeded for %s[%s]: %s", limit_s, self.name, self.id, word
+                )
+                holdings.end(holding, None)
+                holdings.forget(holding)
+                self.acknowledged = True
+                task_ready(self)
+                self.send_event("task-retried", exception=one_line(error), traceback="")
+        return self._again
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """The pool says that it failed: Celery acknowledges before it records some of these."""
@@ -77,6 +105,8 @@ class Request(CeleryRequest):  # type: ignore[misc]
                 and not self._stopped_by_us()
             ):
                 return self._process_lost(holding, exc_info, exc)
+            elif isinstance(exc, TimeLimitExceeded) and self._tried_again(exc.args[0]):
+                return None
             elif not isinstance(exc, (Reject, Retry)):
                 holding.seen = "failure"
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)

@@ -128,6 +128,8 @@ def task(
             time_limit=soft_s + _HARD_AFTER_S,
             typing=False,
             described=described,
+            mesh_retries=said,
+            mesh_final=final,
         )(run)
 
     return decorate

@@ -37,3 +37,20 @@ def health(
     if draining:
         return Health.DRAINING
     return Health.DEGRADED if condition else Health.HEALTHY
+
+
+def condition(*, overran: int, taken: int) -> str:
+    """What an agent says of tasks that it cannot stop: `overran` past their time limit, `taken` from it; "" if none."""
+    parts = []
+    if overran:
+        parts.append(
+            "1 task runs past its time limit"
+            if overran == 1
+            else f"{overran} tasks run past their time limits"
+        )
+    if taken:
+        which = "1 task runs on" if taken == 1 else f"{taken} tasks run on"
+        parts.append(
+            f"{which} that was cancelled or lost" if taken == 1 else f"{which} that were cancelled or lost"
+        )
+    return f"{' and '.join(parts)} and cannot be stopped" if parts else ""

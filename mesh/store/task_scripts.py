@@ -47,7 +47,7 @@ def retry(
     priority: Arg[int],
     message: Arg[bytes],
     delay_ms: Arg[str],
-    failed: Arg[int],
+    how: Arg[str],
     problem: Arg[str],
 ) -> None: ...
 

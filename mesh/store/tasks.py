@@ -368,12 +368,14 @@ class Tasks:
         message: bytes,
         delay_ms: int | str | None,
         failed: bool,
+        timed_out: bool = False,
         problem: str = "",
     ) -> str:
         """The running attempt publishes its id again; `delay_ms` may be 'parked', see retry.lua. `problem`: one line."""
         delay = "" if delay_ms is None else delay_ms
+        how = "timed_out" if timed_out else "failed" if failed else "replaced"
         answer: bytes = self.bound["retry"](
-            entry.id, entry.fence, queue, task_type, priority, message, delay, int(failed), problem
+            entry.id, entry.fence, queue, task_type, priority, message, delay, how, problem
         )
         return answer.decode()
 

@@ -16,9 +16,16 @@ def wait_for(gate: str | None) -> None:
         time.sleep(0.01)
 
 
+def compute(seconds: float) -> None:
+    """Keep the interpreter busy for so long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        sum(range(1000))
+
+
 @task("work")
 def work(payload: dict[str, Any]) -> dict[str, Any]:
-    """Begin, take `seconds`, wait for the file `gate`, end, wait for the file `after`.
+    """Begin, take `seconds`, compute for `computes` seconds, wait for the file `gate`, end, wait for the file `after`.
 
     `hoards`: its first attempt takes memory until that is its end.
     """
@@ -27,6 +34,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
     while payload.get("hoards") and current.attempt == 1:
         hoard.append(os.urandom(1 << 20))
     time.sleep(payload.get("seconds", 0.0))
+    compute(payload.get("computes", 0.0))
     wait_for(payload.get("gate"))
     effect(payload["effects"], "end", payload["number"])
     wait_for(payload.get("after"))

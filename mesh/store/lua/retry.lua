@@ -1,7 +1,8 @@
 --#include time counts queues places choose nudge requirements past
 --#allow-oom
 -- The running attempt publishes its own id again (Celery's self.retry and Task.replace), with a new message.
--- failed: 1 if the attempt failed, by `problem` (one line), 0 if it replaced itself. delay_ms '' means at once, 'parked' until another
+-- how: failed or timed_out, by `problem` (one line), or replaced (by itself). An attempt that ran out of time does not publish: its
+-- agent does. delay_ms '' means at once, 'parked' until another
 -- publication of the id comes (a replacing chord's body). Answers moved | missing | fenced | stale | full |
 -- late (its next try would come after its deadline: nothing is changed).
 local key = TASK .. task_id
@@ -12,7 +13,7 @@ if not LEGAL.retry[state] then return 'stale' end
 if FENCED and held ~= fence then return 'fenced' end
 if deadline_at and delay_ms ~= 'parked' and now + (tonumber(delay_ms) or 0) >= tonumber(deadline_at) then return 'late' end
 if not register(queue) then return 'full' end
-remember(task_id, failed == '1' and 'failed' or 'replaced', problem)
+remember(task_id, how, problem)
 local arrival = redis.call('INCR', sequence)
 local score = text((9 - tonumber(priority)) * 562949953421312 + arrival)
 local target = delay_ms == '' and 'queued' or 'scheduled'
@@ -22,7 +23,7 @@ if delay_ms ~= '' and delay_ms ~= 'parked' then
 end
 redis.call('HSET', key, 'state', target, 'fence', '', 'was', fence, 'queue', queue, 'type', task_type, 'priority', priority,
   'score', score, 'queued', stamp)
-if failed == '1' then redis.call('HINCRBY', key, 'failures', 1) end
+if how ~= 'replaced' then redis.call('HINCRBY', key, 'failures', 1) end
 if target == 'queued' then put(task_id, queue, placing and choose(queue, placing, arrival, 1) or queue, score) end
 if expires_at and delay_ms == 'parked' then
   redis.call('HDEL', key, 'expires_at') -- it has been started; what waits now is its canvas
@@ -32,6 +33,6 @@ end
 redis.call('ZREM', leases, task_id)
 count(old_queue, state, -1)
 count(queue, target, 1)
-if failed == '1' then redis.call('HINCRBY', counters, queue .. '|retries', 1) end
+if how ~= 'replaced' then redis.call('HINCRBY', counters, queue .. '|retries', 1) end
 write_counts()
 return 'moved'
