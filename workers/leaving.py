@@ -202,7 +202,7 @@ class Leaving:
             return
         cut = [one for one in self._holdings.held() if not one.ended]
         for one in cut:
-            one.dropped = one.ended = True
+            one.drop()
         if cut:
             logger.warning("%d tasks that still run go back to their queues", len(cut))
         if self._owns_process:
