@@ -84,6 +84,23 @@ def test_the_loops_promote_expire_and_take_back(place: Place) -> None:
     wait_until(lambda: lost.status() == "queued", 30, "the lease to end")
 
 
+def test_the_leader_says_when_the_health_of_an_agent_changes(place: Place) -> None:
+    intervals = {
+        "HEARTBEAT_INTERVAL_MS": "500",
+        "UNHEALTHY_THRESHOLD_MS": "5000",
+        "HEALTH_CHECK_INTERVAL_MS": "100",
+    }
+    process, url = start(place, "c1", LOG_FORMAT="text", **intervals)
+    wait_until(lambda: leader(place) == "c1", 5, "c1 to lead")
+    place.mesh.store.agents.join("silent", {"name": "silent"})
+    for said in ("agent silent is degraded, was ", "agent silent is unhealthy, was degraded: last heard of "):
+        wait_until(lambda: said in process.output(), 20, said)  # noqa: B023
+    found = ask(f"{url}/v1/namespaces/{place.namespace}/agents")[1]
+    assert found["counts"] == ask(f"{url}/health")[1]["agents"] == {"unhealthy": 1}
+    wait_until(lambda: ask(f"{url}/health")[1]["loops"]["health"]["runs"] > 3, 5, "the loop to go on")
+    assert process.output().count("agent silent is unhealthy") == 1
+
+
 def test_a_second_with_the_same_id_is_refused_a_next_life_is_not(place: Place) -> None:
     first, _ = start(place, "c1")
     second = place.run("coordinator", "--id", "c1", "--host", "127.0.0.1")
