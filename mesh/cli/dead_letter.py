@@ -28,6 +28,12 @@ def group() -> None:
 def _filters(function: Any) -> Any:
     for decorate in (
         click.option(
+            "--since",
+            type=Since(),
+            metavar="TIME",
+            help="Only those put aside since then: 30m, 2h, 1d ago, or ISO 8601.",
+        ),
+        click.option(
             "--reason", metavar="NAME", help="Only those put aside for it: poison, or the name of an error."
         ),
         click.option(
@@ -50,9 +56,6 @@ def _filters(function: Any) -> Any:
 
 @group.command("list")
 @_filters
-@click.option(
-    "--since", type=Since(), metavar="TIME", help="Put aside since then: 30m, 2h, 1d ago, or ISO 8601."
-)
 @click.option(
     "--limit",
     type=click.IntRange(1, 1000),
@@ -125,13 +128,18 @@ def discard_command(**given: Any) -> None:
 
 def _act(
     verb: str, *, task_ids: tuple[str, ...], task_type: str | None, capability: str | None, reason: str | None,
-    everything: bool, yes: bool, output: str,
+    since: int | None, everything: bool, yes: bool, output: str,
 ) -> None:  # fmt: skip
-    filters: dict[str, Any] = {"type": task_type, "capability": capability, "reason": reason}
-    selected = any(filters.values()) or everything
+    filters: dict[str, Any] = {
+        "type": task_type,
+        "capability": capability,
+        "reason": reason,
+        "since_ms": since,
+    }
+    selected = everything or any(value is not None for value in filters.values())
     if bool(task_ids) == selected:
         raise click.UsageError(
-            f"Name the dead letters to {verb}, or select them with --type, --capability, --reason or --all.",
+            f"Name the dead letters to {verb}, or select them with --type, --capability, --reason, --since or --all.",
             click.get_current_context(),
         )
     with open_mesh() as mesh:
@@ -142,6 +150,8 @@ def _act(
                 say("Nothing was changed.")
                 return
         done, refused = (mesh.replay if verb == "replay" else mesh.discard)(ids)
+    if selected and len(ids) == _MOST:
+        say(f"These were the newest {_MOST:,}; there may be more: say it again.")
     text = rows_text([{"id": one, "done": f"{verb}ed"} for one in done], output, ("id", "done"))
     if text:
         click.echo(text)

@@ -6,6 +6,7 @@ Answers are built as plain values by the services; their types here say what is 
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -101,6 +102,7 @@ class DeadLetterBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     type: Name | None = None
     capability: Name | None = None
     reason: Annotated[str, Meta(max_length=500)] | None = None
+    since: Annotated[datetime, Meta(description="Put aside then or later.")] | None = None
     all: bool = False
 
 

@@ -211,11 +211,18 @@ _HANDLED = {"ids": [_ID], "refused": [], "more": False}
 
 
 def _selected(store: Store, body: models.DeadLetterBody) -> tuple[list[str], bool]:
-    filtered = body.type is not None or body.capability is not None or body.reason is not None
+    filtered = any(one is not None for one in (body.type, body.capability, body.reason, body.since))
     if bool(body.ids) + filtered + body.all != 1:
-        raise Invalid("Say which dead letters: ids, or a filter (type, capability, reason), or all: true.")
+        raise Invalid(
+            "Say which dead letters: ids, or a filter (type, capability, reason, since), or all: true."
+        )
     return dead_letters.select(
-        store, ids=body.ids, type=body.type, capability=body.capability, reason=body.reason
+        store,
+        ids=body.ids,
+        type=body.type,
+        capability=body.capability,
+        reason=body.reason,
+        since_ms=_ms(body.since),
     )
 
 

@@ -20,11 +20,14 @@ def select(
     type: str | None = None,
     capability: str | None = None,
     reason: str | None = None,
+    since_ms: int | None = None,
 ) -> tuple[list[str], bool]:
     """(at most `LIMIT` ids of dead letters, whether there are more): those named, else those that the filter takes."""
     if ids:
         return list(dict.fromkeys(ids))[:LIMIT], len(ids) > LIMIT
-    found, cursor = listing.dead_letters(store, type=type, capability=capability, reason=reason, limit=LIMIT)
+    found, cursor = listing.dead_letters(
+        store, type=type, capability=capability, reason=reason, since_ms=since_ms, limit=LIMIT
+    )
     return [one["id"] for one in found], cursor is not None
 
 

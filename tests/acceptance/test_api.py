@@ -178,7 +178,9 @@ def test_failures_dead_letters_and_running_again(api: Api) -> None:
     done = api.post("dead-letters:discard", {"ids": [names[1], "nobody"]}).json()
     assert done["ids"] == [names[1]] and done["more"] is False
     assert done["refused"][0]["id"] == "nobody" and done["refused"][0]["problem"]["code"] == "NotFound"
-    done = api.post("dead-letters:replay", {"type": "fail"}).json()
+    later = {"type": "fail", "since": "2126-01-01T00:00:00Z"}
+    assert api.post("dead-letters:replay", later).json() == {"ids": [], "refused": [], "more": False}
+    done = api.post("dead-letters:replay", {"type": "fail", "since": "2000-01-01T00:00:00Z"}).json()
     assert sorted(done["ids"]) == sorted([names[0], names[2]]) and done["refused"] == []
     for name in done["ids"]:
         assert api.end(name)["state"] == "dead_lettered"
