@@ -30,7 +30,7 @@ from mesh.verify.proxy import Proxy
 from mesh.verify.witness import Check, Evidence, Fault, check, percentile, recoveries
 
 __all__ = ["Outcome", "Run", "Verify"]
-SLOTS = 2
+SLOTS = 4  # an agent: one that is left alone must keep up, or recovery would measure the backlog
 _PAUSE_S = 0.1
 _SETTLE_S = 120.0  # for the tasks to end once everything is healed, beyond what the backlog takes
 _QUIET_S = 15.0  # for leases and the like to go once all tasks have ended

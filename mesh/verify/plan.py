@@ -24,8 +24,8 @@ PARTITIONS = ("cut", "freeze", "drop requests", "drop replies")
 _FIRST_S = (2.0, 4.0)  # before the first fault
 _GAP_S = (2.0, 6.0)  # between two of them
 _START_S = 8.0  # what a process takes, at most, until it works again
-#: (seconds that a task takes, of a hundred tasks): mostly short, some that are still running when a fault comes.
-_DURATIONS = ((0.0, 30), (0.05, 25), (0.3, 25), (1.0, 15), (2.0, 5))
+#: (seconds that a task takes, of a hundred tasks): short ones, and enough that are still running when a fault comes.
+_DURATIONS = ((0.0, 20), (0.1, 20), (0.5, 25), (1.0, 20), (2.0, 15))
 _WAYS = ("one", "batch", "http")
 BATCH = 8
 _SCHEDULED, _URGENT, _IMPATIENT = 0.15, 0.25, 0.1  # shares of the tasks

@@ -8,7 +8,6 @@ fails.
 from __future__ import annotations
 
 import hashlib
-import json
 import runpy
 import sys
 from collections.abc import Callable, Iterable
@@ -27,9 +26,9 @@ REWRITES: dict[str, list[tuple[str, str, str]]] = {
         ("submit", "if not all_new then state = redis.call('HGET', key, 'state') end", "")
     ],
     "reap without state guard": [
-        # what had lost its lease was read before: `limit` has its ids
+        # what had lost its lease was noted before
         ("reap", "redis.call('ZRANGE', leases, '-inf', quiet and 0 or stamp, 'BYSCORE', 'LIMIT', 0, limit)",
-         "cjson.decode(limit)"),
+         "redis.call('ZRANGE', leases .. '-seen', 0, -1)"),
         ("reap", "if state and LEGAL.reap[state] then", "if state then"),
     ],
     "lease by the agent's clock": [
@@ -89,15 +88,15 @@ def _use(script: Script, text: str) -> None:
 
 def _reap_in_two_steps(store: Store, between: Callable[[], None]) -> None:
     """Who lost a lease is looked up first, and taken back later, whatever has become of it."""
-    keys, tasks, client = store.keys, store.tasks, store.client
+    leases, client, reap_seen = store.keys["leases"], store.client, store.tasks.reap
 
     def reap() -> None:
-        found = client.execute("ZRANGE", keys["leases"], "-inf", store.agents.now_ms(), "BYSCORE")
+        client.execute("ZRANGESTORE", f"{leases}-seen", leases, "-inf", store.agents.now_ms(), "BYSCORE")
         between()
-        listed = json.dumps([one.decode() for one in found])
-        tasks.bound["reap"](86_400_000, store.settings.max_crashes, tasks.lease_ms, tasks.renew_ms, listed)
+        reap_seen()
+        client.execute("DEL", f"{leases}-seen")
 
-    tasks.reap = reap  # type: ignore[assignment, method-assign]
+    store.tasks.reap = reap  # type: ignore[assignment, method-assign]
 
 
 def _settle_in_two_steps(store: Store, between: Callable[[], None]) -> None:
