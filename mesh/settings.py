@@ -62,7 +62,8 @@ class Settings:
 
     # -- store
     redis_url: str = _row("REDIS_URL", "redis.url", "URL", "redis://localhost:6379",
-        "Broker, registry and state: the one store of the mesh.", kind="url", schemes=_REDIS, secret=True)
+        "The one store of the mesh; with Sentinel, sentinel://user:password@host:port,host:port,host:port/service/database.",
+        kind="url", schemes=_REDIS, secret=True)
     redis_socket_timeout_ms: int = _row("MESH_REDIS_SOCKET_TIMEOUT_MS", "redis.socketTimeout", "ms", 10_000,
         "A command without an answer for so long means a dead connection: drop it and reconnect.")
     redis_connect_timeout_ms: int = _row("MESH_REDIS_CONNECT_TIMEOUT_MS", "redis.connectTimeout", "ms", 3_000,

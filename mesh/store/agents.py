@@ -165,7 +165,10 @@ class Agents:
     ) -> Joined:
         """Register an agent; refused (`taken`) while another life of that id beats."""
         flat = [word for name, value in fields.items() for word in (name, str(value))]
-        self._client.execute("SADD", NAMESPACES, self._keys.namespace)
+        if not self._client.execute(
+            "SISMEMBER", NAMESPACES, self._keys.namespace
+        ):  # a full Redis takes no SADD
+            self._client.execute("SADD", NAMESPACES, self._keys.namespace)
         answer = self.bound["join"](
             agent,
             "" if gone is None else gone,

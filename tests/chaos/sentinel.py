@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from mesh.errors import StoreUnavailable
 from mesh.store.client import Client
 from mesh.store.embedded import Server, start_server
 from tests.chaos.fleet import free_port
@@ -69,7 +70,7 @@ class Failover:
     def _knows(self, port: int) -> bool:
         try:
             raw = Client(f"redis://127.0.0.1:{port}").execute("SENTINEL", "MASTER", SERVICE)
-        except Exception:
+        except StoreUnavailable:
             return False
         facts = dict(zip(raw[::2], raw[1::2], strict=True))
         others = int(facts[b"num-other-sentinels"])
@@ -77,7 +78,10 @@ class Failover:
 
     @staticmethod
     def _fact(server: Server, name: str) -> str:
-        info = Client(server.url).execute("INFO", "replication").decode()
+        try:
+            info = Client(server.url).execute("INFO", "replication").decode()
+        except StoreUnavailable:  # a sentinel that changes a server's role closes its connections
+            return ""
         return dict(line.split(":", 1) for line in info.splitlines() if ":" in line).get(name, "")
 
     def promoted(self) -> bool:

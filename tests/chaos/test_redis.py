@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from mesh.client import Handle
+from mesh.core.states import State
 from mesh.errors import StoreUnavailable
 from mesh.services.tasks import new_id
 from mesh.store.client import Client

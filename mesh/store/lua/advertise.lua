@@ -1,4 +1,5 @@
 --#include time
+--#allow-oom
 -- Task types as an agent describes them, each kept as `<ms of now> <its JSON>`; forgets those that no agent has
 -- advertised for `kept_ms`. Then name and JSON of each. Answers how many types are known.
 for at = FIRST, #ARGV, 2 do redis.call('HSET', types, ARGV[at], stamp .. ' ' .. ARGV[at + 1]) end

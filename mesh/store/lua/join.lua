@@ -1,4 +1,5 @@
 --#include time
+--#allow-oom
 -- Registers an agent under its id. `gone`: the incarnation that the caller has proved dead, or ''. `lost_ms`: an agent that
 -- has not beaten for so long does not block its id. `fields`: msgpack list of registration fields and values.
 -- `rejoin`: the incarnation that the caller is itself (its record vanished with Redis's data), or ''.
