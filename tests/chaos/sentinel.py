@@ -86,7 +86,10 @@ class Failover:
 
     def promoted(self) -> bool:
         """Whether the second is the master now."""
-        return self._fact(self.second, "role") == "master"
+        try:
+            return self._fact(self.second, "role") == "master"
+        except StoreUnavailable:  # it closes its connections when its role changes
+            return False
 
     def stop(self) -> None:
         """End all of it."""
