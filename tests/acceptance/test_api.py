@@ -269,6 +269,7 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("tasks/nobody:retry", None, 404, "There is no task 'nobody'"),
     ("agents/nobody:cordon", None, 404, "There is no agent 'nobody'"),
     ("agents/nobody:drain", None, 404, "There is no agent 'nobody'"),
+    ("agents/nobody:drain", {"grace_ms": -1}, 422, "at `$.grace_ms`"),
     ("tasks:nothing", {}, 404, "There is nothing at"),
     ("queues", {}, 405, "but GET is"),
 ]

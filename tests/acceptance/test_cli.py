@@ -139,6 +139,9 @@ ERRORS = {
     "unknown agent": case(
         "agent", "describe", "nope", code=3, says=r"no agent 'nope' .* `mesh discover` shows"
     ),
+    "a time of grace that is none": case(
+        "drain", "w1", "--grace", "soon", code=2, says="not a time like 30s"
+    ),
     "unknown agent to drain": case("drain", "nope", code=3, says="There is no agent 'nope'"),
     "unknown agent to cordon": case("agent", "cordon", "nope", code=3, says="There is no agent 'nope'"),
     "unknown dead letter": case("dead-letter", "show", "nope", code=3, says="There is no task 'nope'"),

@@ -213,7 +213,7 @@ def test_an_agent_is_cordoned_restarted_and_drained(fleet: Place) -> None:
         ],
         "w2 to be there again",
     )
-    left = fleet.call("drain", "w2", "--wait", "--wait-timeout", "30")
+    left = fleet.call("drain", "w2", "--grace", "30s", "--wait", "--timeout", "30")
     assert left.returncode == 0 and re.search(r"^w2 +offline", left.stdout, flags=re.M), left.stderr
     assert second.wait() == 0
 
