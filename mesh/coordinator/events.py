@@ -169,8 +169,12 @@ class Events:
                 feed.task.cancel()
 
     def stop(self) -> None:
-        """End all streams, in the event loop."""
+        """End all streams, in the event loop; there are no new ones."""
         self._stopping = True
+        self.end()
+
+    def end(self) -> None:
+        """End the streams that there are, in the event loop: their readers come back."""
         for feed in self._feeds.values():
             for stream in feed.streams:
                 with contextlib.suppress(asyncio.QueueFull):

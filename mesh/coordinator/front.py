@@ -47,6 +47,11 @@ class Front:
             store = self._stores[namespace] = Store(settings, client=self.coordinator.store.client)
         return store
 
+    def hurry(self) -> None:
+        """Answer every waiting call and end every stream that there is, in the event loop: their callers go elsewhere."""
+        self.waiting.hurry()
+        self.events.end()
+
     def end_waits(self) -> None:
         """Answer every waiting call and end every stream at once; in the event loop."""
         self.waiting.stop()

@@ -82,6 +82,8 @@ class _Server(uvicorn.Server):
         retired = asyncio.create_task(asyncio.to_thread(self.front.coordinator.retire))
         self.front.coordinator.stopping = True
         self.config.encoded_headers.append((b"connection", b"close"))
+        await self.on_tick(0)
+        self.front.hurry()
         until, ticks = time.monotonic() + self.lame_duck_s, 0
         while not self.hurried and time.monotonic() < until:
             await self.on_tick(ticks)

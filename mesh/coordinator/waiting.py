@@ -34,6 +34,7 @@ Tell = Callable[[str, bytes | None], None]
 _LINGER_S = 5.0
 _PING_S = 5.0  # a silent connection is asked whether it lives, and given up after twice as long again
 _PAUSE_S = 0.2  # between tries while Redis is away
+_HURRIED_S = 1.0
 _GATHER_S = 0.01  # who waits for many takes what ends so soon after the first along
 _MOST_IDS = 100_000  # that all waiting calls together wait for
 _STATUS = re.compile(rb'\{\s*"status":\s*"([A-Z]+)"')
@@ -210,7 +211,8 @@ def look(store: Store, task_ids: Sequence[str]) -> tuple[dict[str, dict[str, Any
 class _Waiter:
     """One waiting call; `told` comes from the listening thread."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, until: float) -> None:
+        self.until = until
         self._loop = asyncio.get_running_loop()
         self._skip = len(prefix)
         self.news = asyncio.Event()
@@ -249,8 +251,17 @@ class Waiting:
     def __init__(self, ends: Ends) -> None:
         self.ends = ends
         self.stopping = False
+        self._longest_s = float("inf")
         self._waiters: set[_Waiter] = set()
         self._ids = 0
+
+    def hurry(self) -> None:
+        """Answer who waits, in the event loop. Who comes later waits for a second at most, not at all would make him come
+        back again and again: a balancer may cut off what is under way once it has seen that this process stops."""
+        self._longest_s = _HURRIED_S
+        for waiter in self._waiters:
+            waiter.until = 0.0
+            waiter.news.set()
 
     def stop(self) -> None:
         """End all waits, in the event loop."""
@@ -269,13 +280,13 @@ class Waiting:
             raise busy("waiting calls")
         prefix = store.keys.of("result", "")
         channels = [prefix + one for one in task_ids]
-        waiter = _Waiter(prefix)
+        waiter = _Waiter(prefix, time.monotonic() + min(wait_s, self._longest_s))
         self._waiters.add(waiter)
         self._ids += len(task_ids)
         gone = asyncio.create_task(_until_gone(request, waiter))
         try:
             await run_in_threadpool(self.ends.watch, channels, waiter.tell)
-            return await self._wait(store, waiter, wait_s, gone, answer[1])
+            return await self._wait(store, waiter, gone, answer[1])
         finally:
             gone.cancel()
             self._waiters.discard(waiter)
@@ -283,12 +294,11 @@ class Waiting:
             self.ends.forget(channels, waiter.tell)
 
     async def _wait(
-        self, store: Store, waiter: _Waiter, wait_s: float, gone: asyncio.Task[None], states: dict[str, str]
+        self, store: Store, waiter: _Waiter, gone: asyncio.Task[None], states: dict[str, str]
     ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-        until = time.monotonic() + wait_s
         while not (self.stopping or gone.done()):
             try:
-                async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                async with asyncio.timeout(max(0.0, waiter.until - time.monotonic())):
                     await waiter.news.wait()
             except TimeoutError:
                 break
