@@ -17,6 +17,7 @@ from typing import Any
 from mesh import __version__
 from mesh.errors import MeshError
 from mesh.services import agents as agent_services
+from mesh.services import views
 from mesh.settings import Settings
 from mesh.store.client import ResponseError, safe_url
 from mesh.store.coordinators import Coordinators
@@ -243,6 +244,22 @@ def _scripts(store: Store) -> Iterator[Finding]:
 # -- the mesh
 
 
+def _history(store: Store) -> Iterator[Finding]:
+    """Whether Redis holds what it has confirmed."""
+    epoch = views.epoch(store)
+    advice = "Run mesh restore: tasks of before are failed or queued again, and reported (docs/backup.md)."
+    if epoch["unfinished"]:
+        finding = f"the restore of {epoch['restored_at']} was interrupted"
+        yield Finding(check="history", status=WARN, finding=finding, advice=advice)
+    elif gone := epoch["gone_back"]:
+        far = f" by about {gone['lost_ms'] // 1000} s" if gone["lost_ms"] else ""
+        finding = f"Redis went back in time{far}: {gone['by']} noticed it at {gone['noticed_at']}"
+        yield Finding(check="history", status=WARN, finding=finding, advice=advice)
+    else:
+        restored = f"restored at {epoch['restored_at']}" if epoch["restored_at"] else "never restored"
+        yield Finding(check="history", status=OK, finding=restored)
+
+
 def _coordinators(store: Store) -> Iterator[Finding]:
     registry = Coordinators(store.client, store.keys)
     here = [one for one in registry.all() if one.get("namespace") == store.settings.namespace]
@@ -314,5 +331,5 @@ def _work(store: Store) -> Iterator[Finding]:
 
 
 _IN_REDIS: tuple[Callable[[Store], Iterator[Finding]], ...] = (
-    _durability, _memory, _clients, _clock, _scripts, _coordinators, _agents, _work,
+    _durability, _memory, _clients, _clock, _scripts, _history, _coordinators, _agents, _work,
 )  # fmt: skip

@@ -45,6 +45,7 @@ SECTIONS = {
         "cordon": ("mesh.cli.agent:cordon", "No new work for an agent."),
         "uncordon": ("mesh.cli.agent:uncordon", "New work for an agent again."),
         "drain": ("mesh.cli.agent:drain", "Let an agent finish its work, and leave."),
+        "restore": ("mesh.cli.restore:command", "Restore the registry; deal with the tasks of a restored Redis."),
         "config": ("mesh.cli.config:group", "Show the settings, check a configuration file."),
         "completion": ("mesh.cli.completion:command", "Print a script that completes words in your shell."),
     },

@@ -9,7 +9,7 @@ import click
 from mesh.cli import complete
 from mesh.cli.commands import Command
 from mesh.cli.options import open_mesh, output, remote, watch
-from mesh.cli.show import one_text, table, to_json
+from mesh.cli.show import duration, one_text, table, to_json
 from mesh.cli.watching import present
 
 
@@ -21,8 +21,8 @@ from mesh.cli.watching import present
 def command(task_id: str | None, watch: float | None, output: str) -> None:
     """Show the record of TASK; without it, the agents, queues and coordinators of the namespace.
 
-    JSON without TASK: namespace, coordinators, leader (id, term), agents (health: number), queues (name: {state:
-    number, now in it for live states, ever ended in it for the others}), states.
+    JSON without TASK: namespace, coordinators, leader (id, term), epoch (restored_at, unfinished, gone_back), agents
+    (health: number), queues (name: {state: number, now in it for live states, ever ended in it for the others}), states.
     """
     with open_mesh() as mesh:
 
@@ -33,6 +33,20 @@ def command(task_id: str | None, watch: float | None, output: str) -> None:
             return _namespace_text(mesh.overview(), output)
 
         present(view, output, watch)
+
+
+def _epoch_lines(epoch: dict[str, Any]) -> list[str]:
+    """The last restore; what Redis has lost since."""
+    lines = []
+    if epoch.get("restored_at"):
+        more = ", and interrupted: run mesh restore again" if epoch["unfinished"] else ""
+        lines.append(f"restored      {epoch['restored_at']}{more}")
+    if gone := epoch.get("gone_back"):
+        far = f" by about {duration(gone['lost_ms'])}" if gone["lost_ms"] else ""
+        lines.append(
+            f"warning       Redis went back in time{far} ({gone['by']} at {gone['noticed_at']}): see mesh doctor"
+        )
+    return lines
 
 
 def _namespace_text(view: dict[str, Any], output: str) -> str:
@@ -48,6 +62,7 @@ def _namespace_text(view: dict[str, Any], output: str) -> str:
         f"leader        {leader['id'] + ' (term ' + str(leader['term']) + ')' if leader else 'none'}",
         f"agents        {agents}",
     ]
+    lines += _epoch_lines(view["epoch"] or {})
     if view["queues"]:
         states = [state for state in view["states"] if any(state in row for row in view["queues"].values())]
         rows = [

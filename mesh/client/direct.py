@@ -12,6 +12,7 @@ from mesh.client.ports import Page, Settled, Tell
 from mesh.core.states import HELD
 from mesh.errors import NotFound
 from mesh.services import agents, dead_letters, listing, tasks, types, views
+from mesh.services import restore as restores
 from mesh.services.agents import AgentInfo
 from mesh.services.tasks import Options
 from mesh.services.types import TypeInfo
@@ -155,6 +156,13 @@ class Direct:
     def explain(self, task_type: str, options: Options) -> dict[str, Any]:
         """See `Mesh`."""
         return listing.explain(self.store, task_type, options)
+
+    def restore(
+        self, agents: Sequence[Mapping[str, Any]], tasks: str | None, dry_run: bool
+    ) -> dict[str, Any]:
+        """See `Mesh`."""
+        rows = restores.check_rows(agents, self.settings.namespace)
+        return restores.restore(self.store, rows, tasks=tasks, dry_run=dry_run)
 
     def close(self) -> None:
         """Stop listening and close the connections."""

@@ -178,6 +178,7 @@ class Http:
             "namespace": self.settings.namespace,
             "coordinators": cluster["coordinators"] if own else [],
             "leader": cluster["leader"] if own else None,
+            "epoch": cluster["epoch"] if own else None,
             "agents": dict(sorted(agents.items())),
             "queues": {row["queue"]: row["states"] for row in self._list("queues")},
             "states": [str(state) for state in State],
@@ -218,6 +219,15 @@ class Http:
         body = self._common(task_type, options, "accept") + b"}"
         answer: dict[str, Any] = self._calls.call("POST", f"{self._root}/tasks:explain", body)
         return answer
+
+    def restore(
+        self, agents: Sequence[Mapping[str, Any]], tasks: str | None, dry_run: bool
+    ) -> dict[str, Any]:
+        """See `Mesh`. Not repeated: if the first call has ended, the second would be another restore."""
+        body = msgspec.json.encode({"namespace": self.settings.namespace, "agents": agents, "tasks": tasks})
+        path = f"/v1/snapshots:restore?dry_run={str(dry_run).lower()}"
+        report: dict[str, Any] = self._calls.call("POST", path, body, repeat=dry_run)
+        return report
 
     def _page(self, path: str, name: str, filters: Mapping[str, Any], cursor: str | None, limit: int) -> Page:
         words = {**filters, "cursor": cursor, "limit": limit}

@@ -238,6 +238,17 @@ class Mesh:
         """The task types that agents advertise, by name."""
         return self._port.types()
 
+    def restore(
+        self, agents: Sequence[Mapping[str, Any]], *, tasks: str | None = None, dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Restore the registry to `agents` (`mesh discover -o json`), and end all of before a backup of Redis was restored.
+
+        What had not ended is failed or, `tasks="requeue"`, queued again if it was held; `dry_run` only tells. The report is that
+        of `mesh.services.restore.restore`. Over HTTP it has to be done within the time-out of a call; if it breaks off, call it
+        again: it goes on. Raises `Invalid`, `Conflict` (agents are alive, and `tasks` is not given), `StoreUnavailable`.
+        """
+        return self._port.restore(agents, tasks, dry_run)
+
     # -- the connection
 
     @property

@@ -411,12 +411,49 @@ class TypeList(Struct, kw_only=True):
     types: list[TypeView]
 
 
+class GoneBack(Struct, kw_only=True):
+    """Redis was seen to hold less than it did; `lost_ms` None: how much is not known."""
+
+    noticed_at: Time
+    by: str
+    lost_ms: Count | None
+
+
+class Epoch(Struct, kw_only=True):
+    """The last restore; `unfinished`: it was interrupted."""
+
+    restored_at: Time | None
+    unfinished: bool
+    gone_back: GoneBack | None
+
+
+class RestoreBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`agents`: as `GET agents` lists them; `tasks`: what becomes of those that have not ended, by default `fail`."""
+
+    namespace: Name
+    agents: list[dict[str, Any]] = []
+    tasks: Literal["fail", "requeue"] | None = None
+
+
+class RestoreReport(Struct, kw_only=True):
+    """What was done, or would be. `agents`: ids to add, change (with fields), unchanged, live, not_in_file; `tasks`: policy,
+    numbers by the state that they were in (and by type), and each: id, type, state, agent, now (its state since)."""
+
+    namespace: str
+    dry_run: bool
+    epoch: int | None
+    continues: bool
+    agents: dict[str, list[Any]]
+    tasks: dict[str, Any]
+
+
 class ClusterView(Struct, kw_only=True):
     """The coordinators, who leads, the regions, how durable Redis is, which versions run."""
 
     namespace: str
     coordinators: list[dict[str, Any]]
     leader: dict[str, Any] | None
+    epoch: Epoch
     regions: dict[str, dict[str, int]]
     durability: dict[str, str | None]
     versions: dict[str, Any]

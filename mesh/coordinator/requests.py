@@ -15,7 +15,7 @@ from mesh.errors import Invalid, NotFound
 from mesh.services.types import near_misses
 from mesh.store.store import Store
 
-__all__ = ["FrontOf", "Identity", "Space", "caller", "decode", "posted", "read"]
+__all__ = ["CallerOf", "FrontOf", "Identity", "Space", "caller", "decode", "posted", "read", "store_of"]
 
 T = TypeVar("T", bound=msgspec.Struct)
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
@@ -53,11 +53,17 @@ async def space(
     identity: Annotated[Identity, Depends(caller)],
 ) -> Store:
     """The store of the namespace in the path. Raises `NotFound`, also for one that the caller may not see."""
+    return store_of(front_of(request), identity, namespace)
+
+
+def store_of(front: Front, identity: Identity, namespace: str) -> Store:
+    """The store of a namespace. Raises `NotFound`, also for one that the caller may not see."""
     if identity.namespaces is not None and namespace not in identity.namespaces:
         raise NotFound(f"There is no namespace {namespace!r}.")
-    return front_of(request).store(namespace)
+    return front.store(namespace)
 
 
+CallerOf = Annotated[Identity, Depends(caller)]
 FrontOf = Annotated[Front, Depends(_front)]
 Space = Annotated[Store, Depends(space)]
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Response
+import msgspec
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from mesh import __version__
 from mesh.coordinator import models, openapi
 from mesh.coordinator.answers import Json
-from mesh.coordinator.requests import FrontOf, Space, posted
+from mesh.coordinator.requests import CallerOf, FrontOf, Space, decode, posted, read, store_of
 from mesh.core.agents import Health
 from mesh.errors import NotFound
 from mesh.services import agents as agent_services
 from mesh.services import listing, views
+from mesh.services import restore as restores
 from mesh.services import types as type_services
 from mesh.services.agents import AgentInfo
 from mesh.store.store import Store
@@ -146,6 +149,41 @@ async def events(store: Space, front: FrontOf) -> Response:
     front.events.check()
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(front.events.stream(store), media_type="text/event-stream", headers=headers)
+
+
+_RESTORE = {
+    "namespace": "prod",
+    "agents": [
+        {
+            "id": "w1", "name": "w1", "type": "worker", "namespace": "prod", "capabilities": ["ocr"], "region": None,
+            "labels": {}, "cordoned": False,
+        }
+    ],
+    "tasks": "requeue",
+}  # fmt: skip
+
+
+@cluster_router.post(
+    "/snapshots:restore",
+    tags=["cluster"],
+    summary="Restore a namespace",
+    responses=openapi.answers(models.RestoreReport),
+    openapi_extra=openapi.takes(models.RestoreBody, examples={"requeue": _RESTORE}),
+)
+async def restore(request: Request, front: FrontOf, identity: CallerOf, dry_run: bool = False) -> Response:
+    """The registry, offline, from its backup; no lease or attempt of before counts any more, and what had not ended is failed or
+    queued again. `dry_run=true` only tells. If it breaks off, call it again: it goes on."""
+    body = decode(_restoration, await read(request, front.batch_limit))
+    store = store_of(front, identity, body.namespace)
+    return Json(await run_in_threadpool(_restore, store, body, dry_run))
+
+
+_restoration = msgspec.json.Decoder(models.RestoreBody)
+
+
+def _restore(store: Store, body: models.RestoreBody, dry_run: bool) -> dict[str, Any]:
+    rows = restores.check_rows(body.agents, body.namespace)
+    return restores.restore(store, rows, tasks=body.tasks, dry_run=dry_run)
 
 
 @cluster_router.get(

@@ -130,7 +130,7 @@ def attempts(record: Record) -> dict[str, Any]:
 
 
 def namespace(store: Store) -> dict[str, Any]:
-    """Agents by health, tasks by queue and state, coordinators and who leads them.
+    """Agents by health, tasks by queue and state, coordinators and who leads them, the last restore (see `epoch`).
 
     `queues`: queue -> state -> tasks, now in it for live states, ever ended in it for the others; `states`: all names.
     """
@@ -141,6 +141,7 @@ def namespace(store: Store) -> dict[str, Any]:
         "namespace": store.settings.namespace,
         "coordinators": coordinators.all(),
         "leader": {"id": leader, "term": term} if leader else None,
+        "epoch": epoch(store),
         "agents": dict(sorted(health.items())),
         "queues": {
             name: {state: number for state, number in states.items() if number}
@@ -151,8 +152,26 @@ def namespace(store: Store) -> dict[str, Any]:
     }
 
 
+def epoch(store: Store) -> dict[str, Any]:
+    """The last restore, and whether Redis was seen to hold less than before: {restored_at, unfinished, gone_back}.
+
+    `unfinished`: the restore was interrupted, run it again. `gone_back`: {noticed_at, by, lost_ms (None: not known)} or None.
+    """
+    fields = store.restores.epoch()
+    raised, rewound = fields.get("raised"), fields.get("rewound")
+    gone_back = None
+    if rewound:
+        lost_ms = int(fields.get("lost", 0)) or None
+        gone_back = {"noticed_at": iso(int(rewound)), "by": fields.get("by"), "lost_ms": lost_ms}
+    return {
+        "restored_at": iso(int(raised)) if raised else None,
+        "unfinished": raised is not None and "ended" not in fields,
+        "gone_back": gone_back,
+    }
+
+
 def cluster(store: Store, version: str) -> dict[str, Any]:
-    """{namespace, coordinators, leader, regions, durability, versions}: what the mesh stands on. `version`: the caller's.
+    """{namespace, coordinators, leader, epoch, regions, durability, versions}: what the mesh stands on. `version`: the caller's.
 
     `regions`: region -> {agents, coordinators} that are there; `durability`: Redis's own settings, None where it does not tell.
     """
@@ -171,6 +190,7 @@ def cluster(store: Store, version: str) -> dict[str, Any]:
         "namespace": store.settings.namespace,
         "coordinators": running,
         "leader": {"id": leader, "term": term} if leader else None,
+        "epoch": epoch(store),
         "regions": regions,
         "durability": durability(store.client).settings,
         "versions": {
