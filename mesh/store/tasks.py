@@ -283,14 +283,17 @@ class Tasks:
         limit: int,
         held: int,
         queues: Sequence[str],
-        patience_ms: int = 30000,
+        patience_ms: int | None = None,
     ) -> tuple[Bound, list[Any]]:
-        """A fetch that the caller sends himself, on the connection of its own event loop."""
+        """A fetch that the caller sends himself, on the connection of its own event loop.
+
+        `patience_ms`: see `fetch.lua`; half a lease, so that recovery stays within two leases where no agent is ever idle.
+        """
         words: list[Any] = [
             self._keep[0],
             holder,
             int(isolated),
-            patience_ms,
+            self.lease_ms // 2 if patience_ms is None else patience_ms,
             self.lease_ms,
             nonce,
             limit,
