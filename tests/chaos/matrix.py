@@ -10,9 +10,18 @@ from typing import Any, Literal, TypeVar
 
 import pytest
 
-Area = Literal["agents", "coordinators", "redis", "network", "poison", "time", "leaving"]
+Area = Literal["agents", "coordinators", "redis", "network", "poison", "time", "leaving", "disaster"]
 Tier = Literal["test", "ci", "all"]
-AREAS: tuple[Area, ...] = ("agents", "coordinators", "redis", "network", "poison", "time", "leaving")
+AREAS: tuple[Area, ...] = (
+    "agents",
+    "coordinators",
+    "redis",
+    "network",
+    "poison",
+    "time",
+    "leaving",
+    "disaster",
+)
 TIERS: tuple[Tier, ...] = ("test", "ci", "all")
 
 F = TypeVar("F", bound=Callable[..., Any])
