@@ -30,7 +30,7 @@ from mesh.bus.holdings import Holding
 from mesh.bus.messages import ATTEMPT_HEADER, part_index
 from mesh.bus.publishing import TooLate, current_attempt, parent_run
 from mesh.bus.results import ResultConsumer
-from mesh.core.states import Reason, State, celery_status
+from mesh.core.states import RECORDED, Reason, State, celery_status
 from mesh.errors import StoreUnavailable
 from mesh.store.connections import HEALTH_CHECK_S, stand_in
 from mesh.store.store import Store
@@ -239,9 +239,9 @@ class Backend(RedisBackend):  # type: ignore[misc]
             holdings.end(holding, None)
         for group in groups:
             self.complete_chord(group)
-        if words[0] != "moved":
+        if words[0] not in RECORDED:
             logger.info("result of %s (attempt %s) refused: %s", task_id, attempt["fence"], words[0])
-        return bool(words[0] == "moved")
+        return words[0] in RECORDED
 
     @staticmethod
     def _patiently(call: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 from mesh.core.places import own_queue, regional
 from mesh.core.prefetch import RunTime, refill_at, room
-from mesh.core.states import State
+from mesh.core.states import RECORDED, State
 from mesh.errors import StoreUnavailable
 from mesh.store.scripts import Bound
 from mesh.store.store import Store
@@ -276,7 +276,7 @@ class Outbox:
             return
         words, due = self._tasks.settled(replies[-1])
         for settlement, word in zip(batch.ends, words, strict=True):
-            if word != "moved":
+            if word not in RECORDED:
                 self.refused += 1
                 logger.info("result of %s (attempt %s) refused: %s", settlement.id, settlement.fence, word)
         if due:

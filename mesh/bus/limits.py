@@ -18,7 +18,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from mesh.bus import messages
 from mesh.bus.documents import one_line
 from mesh.core.retries import decide
-from mesh.core.states import Reason, State
+from mesh.core.states import RECORDED, Reason, State
 from mesh.store.store import Store
 from mesh.store.tasks import Entry, Settlement
 
@@ -83,7 +83,7 @@ def end_overrun(store: Store, backend: Any, request: Any) -> Callable[[], None] 
             )
         ]
     )
-    if words[0] != "moved":
+    if words[0] not in RECORDED:
         return None
 
     def follow() -> None:

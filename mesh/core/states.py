@@ -67,6 +67,10 @@ class Answer(StrEnum):
     MISSING = "missing"  # no such record
     FENCED = "fenced"  # the attempt is somebody else's by now
     STALE = "stale"  # not legal from the state it is in
+    REPEATED = "repeated"  # settle: this very end was recorded before, and the reply to it was lost
+
+
+RECORDED = frozenset({Answer.MOVED, Answer.REPEATED})  # the attempt's end is in its record
 
 
 TERMINAL = frozenset(

@@ -171,7 +171,7 @@ def test_a_dead_letter_is_shown_replayed_and_discarded(fleet: Place) -> None:
 
 
 def test_tasks_are_cancelled_each_for_itself(fleet: Place) -> None:
-    _, running = begin(fleet, "cancelled")
+    fifo, running = begin(fleet, "cancelled")
     waiting = execute(fleet, "scan", {"path": "x"}, "--countdown", "600", "-o", "name").stdout.strip()
     done = fleet.call("task", "cancel", "no-such", running, waiting, "-o", "name")
     assert (done.returncode, done.stdout.split()) == (3, [running, waiting])
@@ -179,6 +179,8 @@ def test_tasks_are_cancelled_each_for_itself(fleet: Place) -> None:
     late = fleet.call("task", "cancel", running)
     assert late.returncode == 7 and "had ended before: it is cancelled" in errors(late)[0]
     assert fleet.call("task", "watch", running).returncode == 1
+    fifo.write_text("go")  # its agent cannot stop it, and is degraded as long as it runs
+    wait_until(lambda: fleet.discover("--status", "healthy"), 20, "the agent to be rid of it")
 
 
 def test_who_could_take_it(fleet: Place) -> None:

@@ -220,8 +220,14 @@ class Model:
     def settle(self, task_id: str, fence: str, target: State, *, keep: bool) -> str:
         """The attempt ends."""
         refusal = self.refusal(Verb.SETTLE, task_id, fence)
+        if refusal is Answer.STALE and (self.tasks[task_id].fence, self.tasks[task_id].state) == (
+            fence,
+            target,
+        ):
+            return Answer.REPEATED
         if not refusal:
             self.move(Verb.SETTLE, task_id, target)
+            self.tasks[task_id].fence = fence  # only an end that was settled keeps it
             self.tasks[task_id].result = self.tasks[task_id].result or keep
         return refusal or "moved"
 

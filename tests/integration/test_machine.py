@@ -368,4 +368,6 @@ def test_it_fails_without_fences(redis_url: str) -> None:
             database=None,
             print_blob=False,
             phases=[Phase.generate],
+            max_examples=1000,  # it ends with the first failure
+            stateful_step_count=60,
         )

@@ -46,7 +46,7 @@ def test_a_batch_of_ends_answers_for_each(store: Store) -> None:
             Settlement("none", "1-n", State.SUCCEEDED),
         ]
     )
-    assert (words, due) == (["moved", "stale", "fenced", "missing"], [])
+    assert (words, due) == (["moved", "repeated", "fenced", "missing"], [])
     assert members(store, "leases") == ["b", "c"]
 
 

@@ -33,7 +33,7 @@ def test_what_is_published_is_fetched_with_its_message_and_ends_with_its_result(
     assert settle(store, one, document=b'{"status":"SUCCESS"}') == "moved"
     assert store.tasks.outcome("a") == (State.SUCCEEDED, 0, b'{"status":"SUCCESS"}')
     ended = record(store, "a")
-    assert ended.agent == "worker-1" and ended.attempt == 1 and ended.fence == ""
+    assert ended.agent == "worker-1" and ended.attempt == 1 and ended.fence == one.fence
     times = [ended.created, ended.queued, ended.leased, ended.started, ended.ended]
     assert None not in times and times == sorted(times, key=lambda time: time or 0)
 

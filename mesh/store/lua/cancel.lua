@@ -7,7 +7,7 @@ local state, queue, agent, chord, place = unpack(redis.call('HMGET', key, 'state
 if not state then return {'missing', '', ''} end
 if not LEGAL.cancel[state] then return {'stale', state, ''} end
 local document = describe(task_id, 'cancelled', 'TaskRevokedError', 'celery.exceptions', reason)
-local group = finish(task_id, queue, state, 'cancelled', chord, document, true, keep_ms, 'reason', reason)
+local group = finish(task_id, queue, state, 'cancelled', chord, document, true, keep_ms, '', 'reason', reason)
 if state == 'queued' then
   dequeue(task_id, place or queue)
 elseif state ~= 'scheduled' and agent then

@@ -11,7 +11,7 @@ if not record_state then
   queue = ''
   redis.call('HSET', key, 'v', '1', 'queue', '', 'created', stamp)
 end
-local group = finish(task_id, queue, record_state, state, chord, document, true, keep_ms)
+local group = finish(task_id, queue, record_state, state, chord, document, true, keep_ms, '')
 if record_state == 'queued' then dequeue(task_id, place or queue) end
 redis.call('ZREM', scheduled, task_id)
 redis.call('ZREM', deadlines, task_id)

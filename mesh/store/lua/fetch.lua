@@ -59,7 +59,7 @@ local function consider(id, queue)
   local message = redis.call('GET', MESSAGE .. id)
   if not message then
     finish(id, redis.call('HGET', TASK .. id, 'queue'), state, 'dead_lettered', r[8],
-      describe(id, 'dead_lettered', 'LookupError', 'builtins', 'its message is gone from Redis'), true, keep_ms, 'reason', 'message lost')
+      describe(id, 'dead_lettered', 'LookupError', 'builtins', 'its message is gone from Redis'), true, keep_ms, '', 'reason', 'message lost')
     redis.call('ZREM', deadlines, id)
     gone[queue][#gone[queue] + 1] = id
     return

@@ -27,7 +27,7 @@ local function restore(id)
     local sentence = 'was ' .. WHERE[state] .. agent .. ' when the backup was made; it may have run since'
     target = 'failed'
     finish(id, queue, state, target, chord, describe(id, target, 'RuntimeError', 'builtins', sentence), true, keep_ms,
-      'reason', 'restored', 'error', sentence)
+      '', 'reason', 'restored', 'error', sentence)
     if state == 'queued' then dequeue(id, place or queue) end
     redis.call('ZREM', scheduled, id)
     redis.call('ZREM', deadlines, id)

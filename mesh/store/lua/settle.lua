@@ -3,8 +3,8 @@
 -- Ends attempts: result, state, lease, counters and chord part in one step. Seven arguments each: id, fence, state it ends
 -- in, result document or '', 1 to keep the result for readers, ms that it ran or '', reason or '' (and behind a newline the
 -- error as one line, if there is one).
--- Answers {one word each: moved | missing | fenced | stale, chords that became due}.
--- Invariant: an attempt that is not the current one changes nothing.
+-- Answers {one word each: moved | repeated | missing | fenced | stale, chords that became due}.
+-- Invariant: an attempt that is not the current one changes nothing. Only an end that was settled keeps its fence.
 local answers, due, ended = {}, {}, {}
 for at = FIRST, #ARGV, 7 do
   local id, fence = ARGV[at], ARGV[at + 1]
@@ -12,7 +12,8 @@ for at = FIRST, #ARGV, 7 do
   if not state then
     answers[#answers + 1] = 'missing'
   elseif not LEGAL.settle[state] then
-    answers[#answers + 1] = 'stale'
+    -- The same end once more: the reply to the first time was lost, and the caller has to go on as if it had come.
+    answers[#answers + 1] = held == fence and state == ARGV[at + 2] and 'repeated' or 'stale'
   elseif FENCED and held ~= fence then
     answers[#answers + 1] = 'fenced'
   else
@@ -22,9 +23,9 @@ for at = FIRST, #ARGV, 7 do
     if to == 'dead_lettered' then keep = dead_keep_ms elseif not store and to == 'succeeded' then keep = ignored_keep_ms end
     local group
     if state == 'leased' then -- it has ended before its start was told: it cannot have run for long
-      group = finish(id, queue, state, to, chord, document, store, keep, 'started', text(now - (tonumber(ran) or 0)))
+      group = finish(id, queue, state, to, chord, document, store, keep, fence, 'started', text(now - (tonumber(ran) or 0)))
     else
-      group = finish(id, queue, state, to, chord, document, store, keep)
+      group = finish(id, queue, state, to, chord, document, store, keep, fence)
     end
     if ARGV[at + 6] ~= '' then
       local reason, problem = string.match(ARGV[at + 6], '^([^\n]*)\n?(.*)$')

@@ -32,6 +32,6 @@ local function crashed(id, queue, from, score, chord, crashes, limit, keep_ms, a
   end
   redis.call('ZREM', deadlines, id)
   local document = describe(id, 'dead_lettered', 'WorkerLostError', 'billiard.exceptions', sentence)
-  local due = finish(id, queue, from, 'dead_lettered', chord, document, true, keep_ms, 'reason', 'poison', 'error', sentence)
+  local due = finish(id, queue, from, 'dead_lettered', chord, document, true, keep_ms, '', 'reason', 'poison', 'error', sentence)
   return 'dead_lettered', due, sentence
 end

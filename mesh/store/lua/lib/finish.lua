@@ -1,6 +1,7 @@
 -- Ends a task: result, end of the record, chord part. The caller removes the id from where it was (queue, lease).
 -- Needs time, counts; the keys dead, chords_due. `document`: Celery's result document, or '' where nobody made one;
--- `keep_ms`: how long the record and the result stay; `store`: whether the result is kept for readers.
+-- `keep_ms`: how long the record and the result stay; `store`: whether the result is kept for readers;
+-- `fence`: that of the attempt that settled it, '' if nobody did.
 local function describe(id, to, name, module, sentence)
   return '{"status":"' .. CELERY[to] .. '","result":{"exc_type":"' .. name .. '","exc_message":['
     .. cjson.encode(sentence) .. '],"exc_module":"' .. module .. '"},"traceback":null,"children":[],"date_done":null,'
@@ -18,14 +19,14 @@ local function chord_part(chord, document)
     return group
   end
 end
-local function finish(id, queue, from, to, chord, document, store, keep_ms, ...)
+local function finish(id, queue, from, to, chord, document, store, keep_ms, fence, ...)
   local key = TASK .. id
   if document == '' then
     document = '{"status":"' .. CELERY[to] .. '","result":null,"traceback":null,"children":[],"date_done":null,'
       .. '"task_id":' .. cjson.encode(id) .. '}'
   end
   if store then redis.call('SET', RESULT .. id, document, 'PX', keep_ms) end
-  redis.call('HSET', key, 'state', to, 'ended', stamp, 'fence', '', ...)
+  redis.call('HSET', key, 'state', to, 'ended', stamp, 'fence', fence, ...)
   if to == 'dead_lettered' then
     redis.call('ZADD', dead, stamp, id)
     redis.call('PEXPIRE', MESSAGE .. id, keep_ms)

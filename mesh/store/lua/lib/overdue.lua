@@ -10,10 +10,10 @@ end
 local function lapse(id, queue, from, to, chord, keep_ms)
   if to == 'expired' then
     local document = describe(id, to, 'TaskRevokedError', 'celery.exceptions', 'expired')
-    return finish(id, queue, from, to, chord, document, true, keep_ms, 'reason', REASON.not_started)
+    return finish(id, queue, from, to, chord, document, true, keep_ms, '', 'reason', REASON.not_started)
   end
   local document = describe(id, to, 'TimeLimitExceeded', 'billiard.exceptions', REASON.deadline)
-  return finish(id, queue, from, to, chord, document, true, keep_ms, 'reason', REASON.deadline)
+  return finish(id, queue, from, to, chord, document, true, keep_ms, '', 'reason', REASON.deadline)
 end
 -- Ends all that has, at most `limit`, wherever it is; agents that run it are nudged. Returns {expired = n, timed_out = n}.
 local function overdue(limit, keep_ms)
