@@ -9,12 +9,12 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from mesh.core.names import check_name
 from mesh.errors import Invalid
 
-__all__ = ["Setting", "check", "parse", "shown"]
+__all__ = ["Setting", "check", "parse", "shown", "split_hosts"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,13 +140,20 @@ def check(row: Setting, value: Any, where: str) -> None:
                 raise Invalid(f"{where}: {error}") from None
 
 
+def split_hosts(url: str) -> tuple[SplitResult, str, list[str]]:
+    """(the URL without what stands between `//` and the path, its user part, its hosts): `sentinel://` names several hosts,
+    of which Python's own reader takes only the first to be an IPv6 address. Raises `ValueError`."""
+    scheme, slashes, rest = url.partition("://")
+    place = re.match(r"[^/?#]*", rest).group() if slashes else ""  # type: ignore[union-attr]
+    user, _, hosts = place.rpartition("@")
+    return urlsplit(f"{scheme}{slashes}{rest[len(place) :]}"), user, hosts.split(",")
+
+
 def _check_url(row: Setting, value: str, where: str) -> None:
     try:
-        url = urlsplit(value)
-        hosts = url.netloc.rpartition("@")[2]
-        # sentinel:// names several hosts at once
-        ports = [urlsplit(f"//{one}").port for one in hosts.split(",")]
-        whole = url.scheme in row.schemes and bool(url.netloc or url.path) and 0 not in ports
+        url, _, hosts = split_hosts(value)
+        ports = [urlsplit(f"//{one}").port for one in hosts]
+        whole = url.scheme in row.schemes and bool(any(hosts) or url.path) and 0 not in ports
     except ValueError:  # a port that is no number, a broken IPv6 address
         whole = False
     if not whole:

@@ -22,6 +22,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import redis
 from redis.exceptions import ResponseError
 
+from mesh.core.setting_rows import split_hosts
+
 __all__ = [
     "HEALTH_CHECK_S",
     "NOT_NOW",
@@ -161,8 +163,7 @@ def stand_in(url: str) -> str:
     """The URL for those who only show it, or take it apart the way that Kombu does: the service's name as the host."""
     if not is_sentinel(url):
         return url
-    parts = urlsplit(url)
-    return f"redis://{parts.path.strip('/')}"
+    return f"redis://{split_hosts(url)[0].path.strip('/')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,10 +247,9 @@ class _Master(_OurConnection, redis.Connection):
 
 
 def _parse_sentinel(url: str, options: dict[str, Any]) -> tuple[type[Any], dict[str, Any]]:
-    parts = urlsplit(url)
+    parts, user, hosts = split_hosts(url)
     service, _, database = parts.path.strip("/").partition("/")
-    user, at, hosts = parts.netloc.rpartition("@")
-    addresses = [_address(one) for one in hosts.split(",") if one]
+    addresses = [_address(one) for one in hosts if one]
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     login = {
         name: query.pop(f"sentinel_{name}")
@@ -263,7 +263,7 @@ def _parse_sentinel(url: str, options: dict[str, Any]) -> tuple[type[Any], dict[
         )
     arguments = {**options, "host": unquote(service), "db": int(database or 0)}
     name, _, password = user.partition(":")
-    if at and password:
+    if password:
         arguments["password"] = unquote(password)
         if name:
             arguments["username"] = unquote(name)

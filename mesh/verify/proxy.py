@@ -273,7 +273,11 @@ class Proxy:
         if self._weather.cut:
             _abort(client)
             return
-        server = socket.socket(self._family, socket.SOCK_STREAM)
+        try:
+            server = socket.socket(self._family, socket.SOCK_STREAM)
+        except OSError:  # no descriptors are left: this connection dies, the proxy does not
+            _abort(client)
+            return
         for one in (client, server):
             one.setblocking(False)
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -350,7 +350,7 @@ def test_a_fetch_reply_reaches_two(stage: Stage) -> None:
         thread.start()
     for thread in both:
         thread.join()
-    assert sorted(words) == ["moved", "stale"]
+    assert sorted(words) == ["moved", "repeated"]
     assert store.tasks.counts()["work"]["succeeded"] == 1
     assert task.result(timeout_s=5) in ("one", "two")
     stage.until(lambda: len(stage.observer.pushes) == 1, "one end to be told")

@@ -1,6 +1,7 @@
 """The proxy breaks the network in each of its ways, and heals it: with a real server behind it."""
 
 import contextlib
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -155,6 +156,16 @@ def test_a_server_that_is_gone_is_a_reset() -> None:
             one.recv(1)
 
 
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Each connection through the proxy takes three descriptors of this process; many systems allow 1024 until asked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
 def test_five_hundred_connections(proxy: Proxy) -> None:
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(raw(proxy)) for _ in range(500)]
