@@ -327,7 +327,7 @@ def test_an_id_is_queued_twice(stage: Stage) -> None:
 @fault(
     "network",
     "a fetch reply reaches two agents, and both report a result for the same attempt",
-    expect="the first result is recorded, the second is refused",
+    expect="the first result is recorded, the second changes nothing",
     tier="test",
 )
 def test_a_fetch_reply_reaches_two(stage: Stage) -> None:
