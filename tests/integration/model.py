@@ -32,6 +32,7 @@ class Task:
     suspect: bool = False
     leased: bool = False  # in this run or one before it
     fence: str = ""
+    ahead: bool = False  # it was interrupted by a death: its turn had come, whatever its priority
     holder: str = ""
     retried_by: str = ""  # the fence of the attempt that published its own id again
     due: bool = False
@@ -61,7 +62,7 @@ class Task:
     @property
     def place(self) -> tuple[int, int]:
         """Where it stands among queued tasks: most urgent first, then by arrival."""
-        return (-self.priority, self.arrival)
+        return (-9 if self.ahead else -self.priority, self.arrival)
 
 
 class Model:
@@ -89,7 +90,7 @@ class Model:
         """Make a legal move."""
         task = self.tasks[task_id]
         check(verb, task.state, target)
-        task.state, task.due, task.parked = target, False, False
+        task.state, task.due, task.parked, task.ahead = target, False, False, False
         if target not in HELD:
             task.fence = task.holder = ""
         if target in TERMINAL:
@@ -239,9 +240,10 @@ class Model:
         return refusal or "moved"
 
     def requeue(self, verb: Verb, task_id: str, how: str) -> None:
-        """Back to its old place in its queue."""
+        """Back to its old place in its queue; ahead of all priorities if a death interrupted it."""
         self.remember(task_id, how)
         self.move(verb, task_id, State.QUEUED)
+        self.tasks[task_id].ahead = how != "released"
         self.tasks[task_id].result = False
 
     def retry(self, task_id: str, fence: str, fresh: Task, *, failed: bool) -> str:

@@ -248,9 +248,11 @@ def test_what_lost_its_agent_is_delivered_alone_with_its_start_recorded(store: S
 
 
 def test_a_watched_task_behind_others_does_not_join_them(store: Store) -> None:
-    publish(store, "a")
-    lose_holder(store, take(store))
     publish(store, "urgent", priority=9)
+    publish(store, "a")
+    urgent, one = fetch(store, limit=2)
+    lose_holder(store, one)
+    store.tasks.release([entry(urgent)])
     publish(store, "b")
     assert [one.id for one in fetch(store, limit=9)] == ["urgent", "b"]
     assert [one.id for one in fetch(store, limit=9)] == ["a"]
@@ -348,3 +350,16 @@ def test_a_beat_renews_exactly_what_it_names_and_says_what_became_of_the_rest(st
     assert store.tasks.reap()[0] == 2
     assert settle(store, held) == "moved"
     assert settle(store, taken_over) == settle(store, forgotten) == "stale"
+
+
+def test_what_a_death_interrupted_goes_ahead_of_all_priorities_once(store: Store) -> None:
+    publish(store, "low", priority=0)
+    first = take(store)
+    begin(store, first)
+    for number in range(3):
+        publish(store, f"urgent-{number}", priority=9)
+    lose_holder(store, first)
+    again = take(store)
+    assert again.id == "low" and again.priority == 0
+    store.tasks.release([entry(again)])
+    assert take(store).id == "urgent-0"

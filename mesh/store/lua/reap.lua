@@ -23,7 +23,7 @@ for _, id in ipairs(redis.call('ZRANGE', leases, '-inf', quiet and 0 or stamp, '
       if group then due[#due + 1] = group end
     else
       remember(id, 'lost', 'agent ' .. agent .. ' died before it started')
-      requeue(id, queue, state, score, 'suspect', '1')
+      requeue(id, queue, state, ahead(score), 'suspect', '1')
       again = again + 1
     end
   end

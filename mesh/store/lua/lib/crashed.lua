@@ -27,7 +27,7 @@ local function crashed(id, queue, from, score, chord, crashes, limit, keep_ms, a
   redis.call('HSET', TASK .. id, 'crashes', crashes, 'crashed', stamp)
   redis.call('HINCRBY', counters, queue .. '|crashes', 1)
   if not poison then
-    requeue(id, queue, from, score)
+    requeue(id, queue, from, ahead(score))
     return 'queued', nil, sentence
   end
   redis.call('ZREM', deadlines, id)
