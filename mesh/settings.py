@@ -10,12 +10,14 @@ only warn: other software shares our prefix, and Kubernetes injects ``AGENT_MESH
 """
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mesh.core.keyring import Keyring, check_secret
 from mesh.core.places import Strategy
 from mesh.core.setting_rows import Setting, check, parse, shown
 from mesh.errors import Invalid
@@ -230,6 +232,20 @@ class Settings:
     def coordinator_urls(self) -> tuple[str, ...]:
         """`coordinator_url` taken apart, without trailing slashes, in the order given."""
         return tuple(part.strip().rstrip("/") for part in self.coordinator_url.split(",") if part.strip())
+
+    @functools.cached_property
+    def keyring(self) -> Keyring:
+        """The keys derived from the secrets. Raises `Invalid` if there is none, or one that can be guessed."""
+        if not self.jwt_secret:
+            raise Invalid(
+                "MESH_JWT_SECRET is not set: every token and every task is signed with it. `mesh secret generate` makes one; "
+                "all of one mesh have the same, from the environment or a file that MESH_JWT_SECRET_FILE names."
+            )
+        found = {"MESH_JWT_SECRET": self.jwt_secret, "MESH_JWT_SECRET_NEW": self.jwt_secret_new}
+        given = {name: secret for name, secret in found.items() if secret}
+        for name, secret in given.items():
+            check_secret(secret, where=name, lenient=self.env == "development")
+        return Keyring(given.values())
 
     def was_set(self, attribute: str) -> bool:
         """Whether the environment or the file gave this value (rather than the default)."""

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import secrets
 import uuid
 from collections.abc import Iterator
 
@@ -13,6 +14,8 @@ from mesh.store.embedded import Server, start_server
 hypothesis.settings.register_profile("mesh", deadline=None)  # a busy machine is no defect of ours
 hypothesis.settings.load_profile("mesh")
 _numbers = itertools.count(1)
+SECRET = secrets.token_hex(32)
+"""Of every mesh that a test of this process starts."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,6 +36,7 @@ def _no_settings_from_outside() -> Iterator[None]:
     for name in list(os.environ):
         if name.startswith(("MESH_", "AGENT_", "COORDINATOR_")) or name in ("REDIS_URL", "REDIS_URL_FILE"):
             patch.delenv(name)
+    patch.setenv("MESH_JWT_SECRET", SECRET)
     yield
     patch.undo()
 

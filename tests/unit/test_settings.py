@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import secrets
 from pathlib import Path
 
 import pytest
@@ -271,3 +272,12 @@ def test_variants_are_checked_too() -> None:
 def test_several_coordinators() -> None:
     settings = Settings(coordinator_url="http://a:3000/, http://b:3000")
     assert settings.coordinator_urls == ("http://a:3000", "http://b:3000")
+
+
+def test_keys_come_from_both_secrets_and_a_missing_one_is_told() -> None:
+    old, new = secrets.token_hex(32), secrets.token_hex(32)
+    assert len(Settings(jwt_secret=old, jwt_secret_new=new).keyring.kids) == 2
+    with pytest.raises(Invalid, match="mesh secret generate"):
+        _ = Settings().keyring
+    with pytest.raises(Invalid, match="MESH_JWT_SECRET_NEW has 5 bytes"):
+        _ = Settings(jwt_secret=old, jwt_secret_new="short").keyring
