@@ -19,6 +19,8 @@ from typing import Any
 
 from mesh.core.keyring import Keyring, check_secret
 from mesh.core.places import Strategy
+from mesh.core.policies import DEFAULT_POLICIES, Policies
+from mesh.core.policies import parse as parse_policies
 from mesh.core.setting_rows import Setting, check, parse, shown
 from mesh.errors import Invalid
 
@@ -169,6 +171,8 @@ class Settings:
         "The coming secret during a rotation: both are valid then.", secret=True)
     jwt_expires_in_s: int = _row("MESH_JWT_EXPIRES_IN_S", "mesh.jwt.expiresIn", "s", 3_600,
         "A token is valid for so long.")
+    policy_file: str | None = _row("MESH_POLICY_FILE", "mesh.policyFile", "path", None,
+        "Who may do what, by agent type and namespace (docs/security.md); without one, the table that is shipped.")
     env: str = _row("MESH_ENV", "mesh.env", "name", "production",
         "Only 'development' allows weak secrets and the like.", named="environment")
 
@@ -246,6 +250,18 @@ class Settings:
         for name, secret in given.items():
             check_secret(secret, where=name, lenient=self.env == "development")
         return Keyring(given.values())
+
+    @functools.cached_property
+    def policies(self) -> Policies:
+        """Who may do what. Raises `Invalid` for a file that cannot be read or is wrong: file, line, what."""
+        path = Path(self.policy_file) if self.policy_file else DEFAULT_POLICIES
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise Invalid(
+                f"Cannot read the policy file {path} ({_reason(error)}); correct MESH_POLICY_FILE or the file."
+            ) from error
+        return parse_policies(text, str(path) if self.policy_file else "the shipped table")
 
     def was_set(self, attribute: str) -> bool:
         """Whether the environment or the file gave this value (rather than the default)."""

@@ -54,7 +54,7 @@ def show_command(set_only: bool, output: str) -> None:
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @common
 def check_command(file: Path | None) -> None:
-    """Check FILE as MESH_CONFIG, together with the environment; without it, what is in force here.
+    """Check FILE as MESH_CONFIG, together with the environment and the policies; without it, what is in force here.
 
     Exit code 0, or 2 with what is wrong: where, what, and what to do.
     """
@@ -68,4 +68,6 @@ def check_command(file: Path | None) -> None:
     if file is not None and not settings.sources:
         raise Invalid(f"{file} sets nothing.")
     where = f"{named} sets {in_file}, " if named else "no configuration file, "
-    click.echo(f"ok: {where}the environment {len(settings.sources) - in_file}.")
+    policies = settings.policies
+    rows = f"policies: {policies.source}, {len(policies.rows)} rows"
+    click.echo(f"ok: {where}the environment {len(settings.sources) - in_file}; {rows}.")

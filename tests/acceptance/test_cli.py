@@ -233,8 +233,8 @@ FILES = {
 def test_a_wrong_configuration_file_is_one_sentence(place: Place, name: str) -> None:
     text, sentence = FILES[name]
     (place.folder / "file.json").write_text(text)
-    plain = dict.fromkeys(("REDIS_URL", "MESH_NAMESPACE", "MESH_DATA_DIRS", "MESH_LAME_DUCK_MS"))
-    done = place.call("config", "check", "file.json", **plain)
+    names = ("REDIS_URL", "MESH_NAMESPACE", "MESH_DATA_DIRS", "MESH_LAME_DUCK_MS", "MESH_JWT_SECRET")
+    done = place.call("config", "check", "file.json", **dict.fromkeys(names))
     assert (done.returncode, done.stdout) == (2, "")
     assert re.search(sentence, one_sentence(done))
 
@@ -245,7 +245,12 @@ def test_a_right_configuration_file(place: Place) -> None:
     )
     done = place.call("config", "check", "file.json", LEVEL="debug", MESH_LAME_DUCK_MS=None)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "ok: file.json sets 2, the environment 3.\n"
+    assert done.stdout == "ok: file.json sets 2, the environment 4; policies: the shipped table, 5 rows.\n"
+    (place.folder / "who.json").write_text('{"viewer": {\n"*": {"raed": "any"}}}')
+    wrong = place.call("config", "check", MESH_POLICY_FILE="who.json")
+    assert wrong.returncode == 2 and "who.json, line 2: unknown right 'raed'; there are" in one_sentence(
+        wrong
+    )
     missing = place.call("config", "check", "none.json")
     assert missing.returncode == 2 and "Cannot read the configuration file none.json" in one_sentence(missing)
 

@@ -68,7 +68,10 @@ def test_the_wheel_has_every_module_and_every_script(wheel: Path) -> None:
         names = set(archive.namelist())
     scripts = {str(path.relative_to(ROOT)) for path in (ROOT / "mesh").rglob("*.lua")}
     assert scripts, "the store's scripts"
-    assert {installed_name(path) for path in SOURCES} | scripts | {"mesh/py.typed"} <= names
+    assert {installed_name(path) for path in SOURCES} | scripts | {
+        "mesh/py.typed",
+        "mesh/core/policies.json",
+    } <= names
     assert not [name for name in names if name.split("/")[0] in ("workers", "tasks", "tests")]
 
 
