@@ -4,6 +4,7 @@
 
     MeshError
     ├── NotFound                 no such task, agent, namespace ...        404   exit 3
+    ├── Unauthenticated          no token, or one that is not valid        401   exit 4
     ├── Refused                  a policy or a token says no               403   exit 4
     ├── Invalid                  a payload, a name or a setting is wrong   422   exit 2
     ├── Unsatisfiable            no agent can meet the requirement         409   exit 7
@@ -39,6 +40,7 @@ __all__ = [
     "StoreUnavailable",
     "TaskFailed",
     "TimedOut",
+    "Unauthenticated",
     "Unsatisfiable",
 ]
 
@@ -59,6 +61,22 @@ class NotFound(MeshError):
 
     http_status = 404
     exit_code = 3
+
+
+class Unauthenticated(MeshError):
+    """There is no token, or it is not valid: one sentence for all of it, so that nobody learns from the answer how near he was.
+
+    ``reason`` says what was wrong, for logs, the audit and those who hold the secret; it never quotes the token.
+    """
+
+    http_status = 401
+    exit_code = 4
+
+    sentence = "The token is missing or not valid; `mesh auth` makes one."
+
+    def __init__(self, message: str = sentence, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Refused(MeshError):

@@ -32,6 +32,7 @@ from mesh.errors import (
     Refused,
     StoreUnavailable,
     TaskFailed,
+    Unauthenticated,
 )
 from mesh.settings import Settings
 
@@ -174,7 +175,7 @@ def client_options(settings: Settings, token: str | None, connections: int) -> d
 
 _BY_STATUS: Mapping[int, type[MeshError]] = {
     400: Invalid,
-    401: Refused,
+    401: Unauthenticated,
     403: Refused,
     404: NotFound,
     405: Invalid,

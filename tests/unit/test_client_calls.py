@@ -14,6 +14,7 @@ from mesh.errors import (
     NotFound,
     Refused,
     TaskFailed,
+    Unauthenticated,
 )
 
 URLS = ("http://one:3001", "https://two/mesh", "http://gone")
@@ -105,7 +106,7 @@ def test_every_error_comes_back_as_what_it_was(name: str) -> None:
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (401, Refused),
+        (401, Unauthenticated),
         (403, Refused),
         (404, NotFound),
         (409, Conflict),
