@@ -171,6 +171,9 @@ class Settings:
         "The coming secret during a rotation: both are valid then.", secret=True)
     jwt_expires_in_s: int = _row("MESH_JWT_EXPIRES_IN_S", "mesh.jwt.expiresIn", "s", 3_600,
         "A token is valid for so long.")
+    task_validity_s: int = _row("MESH_TASK_VALIDITY_S", "mesh.taskValidity", "s", 604_800,
+        "The signature of a task's message is believed for so long, an hour more and its delay; a task that waits longer is "
+        "put aside.", low=1)
     policy_file: str | None = _row("MESH_POLICY_FILE", "mesh.policyFile", "path", None,
         "Who may do what, by agent type and namespace (docs/security.md); without one, the table that is shipped.")
     env: str = _row("MESH_ENV", "mesh.env", "name", "production",

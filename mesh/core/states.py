@@ -53,11 +53,28 @@ class Verb(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why time ended a task: what its record gives as the reason."""
+    """What a record gives as the reason of an end: that time ended it, or that an agent refused its message.
+
+    Other reasons are the name of the exception that it failed with, or said where they arise.
+    """
 
     NOT_STARTED = "not started in time"  # state expired
     ATTEMPT = "attempt timed out"  # state timed_out: its time limit, and no retry was left
     DEADLINE = "deadline passed"  # state timed_out: the time from its submission to its end
+    # State dead_lettered, by the agent that fetched it; nothing of it was run, neither were its callbacks.
+    UNSIGNED = "refused: unsigned"
+    FORGED = (
+        "refused: forged"  # signed without the key, altered, or signed for another id, queue or namespace
+    )
+    UNKNOWN_KEY = "refused: unknown key"  # signed with a secret that this mesh does not have (any more)
+    MOVED = "refused: moved"  # found in a queue that is not its own
+    CERTIFICATE = "refused: certificate"  # signed by an agent whose certificate is forged, expired or revoked
+    NOT_PERMITTED = "refused: not permitted"  # names a task type that its signer may not submit
+    SIGNATURE_EXPIRED = "refused: expired"  # its signature's time is over: MESH_TASK_VALIDITY_S
+    REPLAYED = "refused: replayed"  # this very message has been run to its end before
+
+
+REFUSALS = frozenset(reason for reason in Reason if reason.startswith("refused: "))
 
 
 class Answer(StrEnum):

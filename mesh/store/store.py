@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from mesh.settings import Settings
 from mesh.store import agents, chords, restores, task_scripts, types
 from mesh.store.agents import Agents
@@ -12,6 +14,8 @@ from mesh.store.keys import Keys
 from mesh.store.restores import Restores
 from mesh.store.tasks import Tasks
 from mesh.store.types import Types
+
+_CLOCK_ASKED_S = 60.0
 
 
 class Store:
@@ -25,6 +29,7 @@ class Store:
             socket_timeout_ms=settings.redis_socket_timeout_ms,
         )
         self.keys = Keys(settings.namespace)
+        self._clock = (float("-inf"), 0)  # when Redis's was asked, by ours, and what it said
         keep_ms = settings.result_retention_s * 1000
         lease_ms, renew_ms = settings.lease_ms, settings.lease_renew_ms
         self.tasks = Tasks(
@@ -42,6 +47,16 @@ class Store:
         self.chords = Chords(self.client, self.keys, keep_ms=keep_ms)
         self.types = Types(self.client, self.keys)
         self.restores = Restores(self.client, self.keys, keep_ms=keep_ms)
+
+    def now_ms(self) -> int:
+        """Redis's clock, asked once a minute: what this machine's own says must not matter. Raises `StoreUnavailable`."""
+        asked, base_ms = self._clock
+        gone = time.monotonic() - asked
+        if not 0 <= gone < _CLOCK_ASKED_S:
+            base_ms = self.agents.now_ms()
+            asked, gone = time.monotonic(), 0.0
+            self._clock = asked, base_ms
+        return base_ms + int(gone * 1000)
 
     def check(self) -> Durability:
         """What Redis promises. Raises `StoreUnavailable` unless it answers and evicts nothing."""
