@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import Any, BinaryIO
@@ -46,19 +45,17 @@ def _read(file: BinaryIO, where: str, limit: int) -> bytes:
     return data
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a value of JSON")  # Python reads it, other languages do not
-
-
 def _decode(data: bytes, where: str) -> Any:
+    import msgspec  # with the next one: not for `--help`
+
+    from mesh.core import strict_json
+
+    what = f"The payload in {where}"
+    strict_json.check(data, what)
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise Invalid(
-            f"The payload in {where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise Invalid(f"The payload in {where} is not JSON: {error}.") from error
+        return msgspec.json.decode(data)
+    except msgspec.MsgspecError as error:  # 1e999
+        raise Invalid(f"{what} is not JSON: {error}.") from None
 
 
 # fmt: off

@@ -11,13 +11,27 @@ from fastapi import Depends, Path, Request
 from starlette.exceptions import HTTPException
 
 from mesh.coordinator.front import Front
+from mesh.core import strict_json
 from mesh.errors import Invalid, NotFound
 from mesh.services.types import near_misses
 from mesh.store.store import Store
 
-__all__ = ["CallerOf", "FrontOf", "Identity", "Space", "caller", "decode", "posted", "read", "store_of"]
+__all__ = [
+    "BODY",
+    "CallerOf",
+    "FrontOf",
+    "Identity",
+    "Space",
+    "caller",
+    "decode",
+    "decode_part",
+    "posted",
+    "read",
+    "store_of",
+]
 
 T = TypeVar("T", bound=msgspec.Struct)
+BODY = "The request body"
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
 
@@ -92,8 +106,14 @@ async def read(request: Request, limit: int) -> bytes:
     )
 
 
-def decode(decoder: msgspec.json.Decoder[T], raw: bytes | msgspec.Raw, what: str = "The request body") -> T:
-    """The decoded body. Raises `Invalid`."""
+def decode(decoder: msgspec.json.Decoder[T], raw: bytes, what: str = BODY) -> T:
+    """The decoded body. Raises `Invalid`, also for what readers of JSON may take differently."""
+    strict_json.check(raw, what)
+    return decode_part(decoder, raw, what)
+
+
+def decode_part(decoder: msgspec.json.Decoder[T], raw: bytes | msgspec.Raw, what: str) -> T:
+    """As `decode`, of a body that has been looked at as a whole."""
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:

@@ -11,8 +11,18 @@ from fastapi.concurrency import run_in_threadpool
 
 from mesh.coordinator import models, openapi, problems
 from mesh.coordinator.answers import Json
-from mesh.coordinator.requests import FrontOf, Space, decode, front_of, posted, read
+from mesh.coordinator.requests import (
+    BODY,
+    FrontOf,
+    Space,
+    decode,
+    decode_part,
+    front_of,
+    posted,
+    read,
+)
 from mesh.coordinator.submitting import accept, options_of
+from mesh.core import strict_json
 from mesh.errors import Invalid, MeshError
 from mesh.services import agents as agent_services
 from mesh.services import listing
@@ -103,12 +113,13 @@ async def batch(request: Request, store: Space, front: FrontOf) -> Response:
 
 
 def _publish(store: Store, raw: bytes) -> dict[str, Any]:
-    which = decode(_which, raw)
+    strict_json.check(raw, BODY)
+    which = decode_part(_which, raw, BODY)
     compact = memoryview(which.payloads).nbytes > 0
     if compact == (memoryview(which.tasks).nbytes > 0):
         raise Invalid("The request body must have either tasks, or type and payloads.")
     if compact:
-        return _publish_bulk(store, decode(_bulk, raw))
+        return _publish_bulk(store, decode_part(_bulk, raw, BODY))
     try:
         bodies: list[models.Submission | MeshError] = list(_batch.decode(raw).tasks)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -120,9 +131,9 @@ def _publish(store: Store, raw: bytes) -> dict[str, Any]:
 def _one_by_one(raw: bytes) -> list[models.Submission | MeshError]:
     """The tasks of a batch in which something is wrong: what is wrong with one is that one's answer."""
     bodies: list[models.Submission | MeshError] = []
-    for one in decode(_raw_batch, raw).tasks:
+    for one in decode_part(_raw_batch, raw, BODY).tasks:
         try:
-            bodies.append(decode(_submission, one, "This task"))
+            bodies.append(decode_part(_submission, one, "This task"))
         except Invalid as error:
             bodies.append(error)
     return bodies

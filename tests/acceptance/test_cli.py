@@ -41,11 +41,13 @@ READ = (*EXECUTE, "--payload", "-")
 NOT_JSON = "The payload in standard input is not JSON: "
 ERRORS = {
     "payload is no JSON": case(
-        *EXECUTE, "--payload", '{"data":', code=2, says=r"in --payload is not JSON: .* line 1, column 9\."
+        *EXECUTE, "--payload", '{"data":', code=2, says=r"in --payload is not JSON: .* line 1 column 8\."
     ),
     "payload on standard input is no JSON": case(*READ, stdin=b"{", code=2, says=NOT_JSON),
     "payload is no text": case(*READ, stdin=b"\xff\xfe\xfa", code=2, says=NOT_JSON),
-    "payload is nested too deeply": case(*READ, stdin=b"[" * 200_000, code=2, says=NOT_JSON),
+    "payload is nested too deeply": case(
+        *READ, stdin=b"[" * 200_000, code=2, says="nested deeper than 200 levels"
+    ),
     "no payload file": case(
         *EXECUTE, "--payload", "@no.json", code=2, says=r"no\.json cannot be read: No such file"
     ),
@@ -83,7 +85,7 @@ ERRORS = {
         "up", "-I", "tasks,nope", code=2, says="There is no module 'nope' to include"
     ),
     "payload is not a value": case(
-        *READ, stdin=b'{"a": NaN}', code=2, says=f"{NOT_JSON}NaN is not a value of JSON"
+        *READ, stdin=b'{"a": NaN}', code=2, says=f"{NOT_JSON}expected value at line 1 column 7"
     ),
     "unknown command": case(
         "exec", code=2, says=r"No such command 'exec'\. Did you mean 'execute'\? See `mesh --help`\."
