@@ -24,7 +24,7 @@ from mesh.core.policies import parse as parse_policies
 from mesh.core.setting_rows import Setting, check, parse, shown
 from mesh.errors import Invalid
 
-__all__ = ["DEFAULT_FILE", "TABLE", "Setting", "Settings"]
+__all__ = ["DEFAULT_FILE", "TABLE", "Setting", "Settings", "give_back", "withhold"]
 
 DEFAULT_FILE = Path("config/production.json")
 """Read when it exists and ``MESH_CONFIG`` names no other; relative to the working directory."""
@@ -210,11 +210,14 @@ class Settings:
             )
 
     @classmethod
-    def load(cls, environ: Mapping[str, str] = os.environ, file: Path | str | None = None) -> "Settings":
-        """Settings from `environ` and the JSON file (`file`, else ``MESH_CONFIG``, else `DEFAULT_FILE` if there).
+    def load(cls, environ: Mapping[str, str] | None = None, file: Path | str | None = None) -> "Settings":
+        """Settings from `environ` (None: this process's, with what `withhold` took out of it) and the JSON file (`file`,
+        else ``MESH_CONFIG``, else `DEFAULT_FILE` if there).
 
         Raises `Invalid` for a file that cannot be read, an unknown key of it, or a bad value.
         """
+        if environ is None:
+            environ = {**_withheld, **os.environ}
         values: dict[str, Any] = {}
         sources: dict[str, str] = {}
         in_file, label = _read_file(environ, file)
@@ -290,6 +293,29 @@ _KNOWN = frozenset(
     | {name for row in TABLE for name in row.env}
     | {f"{name}_FILE" for row in TABLE if row.secret for name in row.env}
 )
+
+
+# -- what others must not inherit
+
+_withheld: dict[str, str] = {}
+
+
+def withhold() -> tuple[str, ...]:
+    """Take the secrets out of this process's environment, so that nothing it starts inherits them; their names.
+
+    `Settings.load` still knows them, here and in forked children. What shows nothing when it is shown stays: an address of
+    Redis without a password. So do names of files: who may read them is for the files to say.
+    """
+    secret = [(row, name) for row in TABLE if row.secret for name in row.env]
+    found = [name for row, name in secret if (value := os.environ.get(name)) and shown(row, value) != value]
+    _withheld.update({name: os.environ.pop(name) for name in found})
+    return tuple(found)
+
+
+def give_back() -> None:
+    """Undo `withhold`: for a process that is about to start itself anew."""
+    os.environ.update(_withheld)
+    _withheld.clear()
 
 
 # -- where raw values come from

@@ -24,7 +24,7 @@ from ..core.names import check_name
 from ..core.places import regional
 from ..core.requirements import capabilities_of, is_compound, satisfies
 from ..errors import Invalid, MeshError
-from ..settings import Settings
+from ..settings import Settings, give_back
 from ..store.client import safe_url
 from ..store.store import Store
 from .beat import Beat
@@ -32,6 +32,7 @@ from .events import answer_listeners
 from .health import HealthServer
 from .identity import Membership, join
 from .leaving import Leaving
+from .seclusion import keep_secrets
 
 logger = logging.getLogger(__name__)
 _POOL_CHECK_S = 0.5
@@ -45,6 +46,7 @@ class Agent:
         self.worker, self.app = worker, worker.app
         self.namespace: str = self.app.conf.broker_transport_options["namespace"]
         self.settings = _settings(runtime.settings_of(self.namespace), options)
+        self.kids = self.settings.keyring.kids  # without a secret it ends here
         self.store = runtime.store_of(self.namespace)
         self.consumer: Any = None
         self.isolated = "prefork" in type(worker.pool).__module__
@@ -315,6 +317,7 @@ class Agent:
         self.beat.stop()
         self.health.stop()
         runtime.become_agent(None)
+        give_back()  # on SIGHUP Celery starts this program anew
 
 
 def _settings(settings: Settings, options: dict[str, Any]) -> Settings:
@@ -362,6 +365,7 @@ class AgentStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def create(self, worker: Any) -> None:
         """Join, or say in one sentence why not."""
+        keep_secrets()
         try:
             worker.mesh_agent = Agent(worker, self._options)
         except MeshError as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mesh import __version__
-from mesh.errors import MeshError
+from mesh.errors import Invalid, MeshError
 from mesh.services import agents as agent_services
 from mesh.services import views
 from mesh.settings import Settings
@@ -63,6 +63,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
                 check="redis", status=OK, finding="is not set here: commands go through the coordinators"
             )
             return
+    yield _secret(settings)
     yield from _mesh(settings)
 
 
@@ -85,6 +86,23 @@ def _mesh(settings: Settings) -> Iterator[Finding]:
 
 
 # -- this machine
+
+
+def _secret(settings: Settings) -> Finding:
+    """Whether what everything is signed with is there; only the names of its keys are shown."""
+    if settings.jwt_secret is None:
+        return Finding(
+            check="secret",
+            status=WARN,
+            finding="MESH_JWT_SECRET is not set here: nothing can be submitted on Redis, no agent or coordinator started",
+            advice="All of one mesh have the same; `mesh secret generate` makes one.",
+        )
+    try:
+        kids = settings.keyring.kids
+    except Invalid as error:
+        return Finding(check="secret", status=FAIL, finding=str(error))
+    both = ", two of them: the secret is being rotated" if len(kids) > 1 else ""
+    return Finding(check="secret", status=OK, finding=f"keys {', '.join(kids)}{both}")
 
 
 def _python() -> Iterator[Finding]:

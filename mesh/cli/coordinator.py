@@ -21,6 +21,7 @@ def command(coordinator_id: str | None, host: str, port: int | None) -> None:
     if coordinator_id is not None:
         os.environ["COORDINATOR_ID"] = coordinator_id
     settings = load_settings()
+    _ = settings.keyring  # what is wrong with the secret is told before Celery is loaded
     from mesh.coordinator.main import serve  # loads Celery, whose settings come from the environment
 
     serve(settings, host=host, port=port)

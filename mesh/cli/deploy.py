@@ -102,6 +102,7 @@ def command(
         os.environ.pop("MESH_REGION", None)
     check_modules(include)
     settings = load_settings()  # what is wrong is told before Celery is loaded
+    _ = settings.keyring
     words = worker_command(
         pool=pool, concurrency=concurrency, log_level=settings.log_level, include=tuple(include)
     )

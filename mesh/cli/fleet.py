@@ -7,7 +7,9 @@ one signal kills an agent with its pool. On Linux they also end when this progra
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -35,10 +37,11 @@ __all__ = ["Fleet", "Member", "free_port", "stoppable"]
 START_S = 60.0
 GRACE_S = 10.0
 _PAUSE_S = 0.05
+_SECRETS = ("MESH_JWT_SECRET", "MESH_JWT_SECRET_NEW")
 # What is said of one process must not reach three agents, and two names of one setting must not disagree.
 _NOT_HANDED_ON = (
     "AGENT_ID", "AGENT_NAME", "AGENT_PORT", "AGENT_CAPABILITIES", "AGENT_NAMESPACE", "COORDINATOR_ID",
-    "MESH_COORDINATOR_PORT", "REDIS_URL_FILE",
+    "MESH_COORDINATOR_PORT", "REDIS_URL_FILE", *(f"{name}{end}" for name in _SECRETS for end in ("", "_FILE")),
 )  # fmt: skip
 # Runs in place of the program until exec: dies with its parent. The check closes the race with one that died before.
 _TRAMPOLINE = """
@@ -108,6 +111,9 @@ class Fleet:
     flower_port: int = 0
 
     def __enter__(self) -> Fleet:
+        if self.settings.jwt_secret is None:  # of this fleet alone, kept nowhere
+            self.settings = dataclasses.replace(self.settings, jwt_secret=secrets.token_hex(32))
+        _ = self.settings.keyring  # one that can be guessed is told before anything starts
         self.directory = Path(tempfile.mkdtemp(prefix="mesh-"))
         try:
             self.redis_url, self.server = find_or_start(self.settings)
@@ -138,8 +144,17 @@ class Fleet:
 
     # -- starting
 
+    @property
+    def secret_variables(self) -> dict[str, str]:
+        """The mesh's secrets, as the variables that name them."""
+        given = zip(_SECRETS, (self.settings.jwt_secret, self.settings.jwt_secret_new), strict=True)
+        return {name: value for name, value in given if value}
+
     def spawn(self, name: str, command: list[str], **environment: str) -> Member:
-        """Start a process of the fleet; its output goes to a log."""
+        """Start a process of the fleet that knows the mesh's secrets; its output goes to a log."""
+        return self._spawn(name, command, {**self.secret_variables, **self.environment, **environment})
+
+    def _spawn(self, name: str, command: list[str], environment: Mapping[str, str]) -> Member:
         handed = {key: value for key, value in os.environ.items() if key not in _NOT_HANDED_ON}
         handed |= {"REDIS_URL": self.redis_url, "MESH_NAMESPACE": self.namespace}
         # Whoever stops a fleet waits for it: what runs goes back well before it would be killed, no balancer is waited for.
@@ -151,7 +166,7 @@ class Fleet:
             process = subprocess.Popen(
                 command,
                 cwd=self.folder or self.directory,
-                env={**handed, **self.environment, **environment},
+                env={**handed, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -194,7 +209,7 @@ class Fleet:
     def start_flower(self) -> Member:
         """Start Flower on a free loopback port."""
         self.flower_port = free_port()
-        return self.spawn("flower", flower_command(port=self.flower_port))
+        return self._spawn("flower", flower_command(port=self.flower_port), self.environment)
 
     # -- waiting
 

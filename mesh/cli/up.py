@@ -34,8 +34,8 @@ from mesh.cli.show import say
 def command(agents: int, concurrency: int, include: tuple[str, ...], flower: bool) -> None:
     """Start a coordinator, agents and Flower, and Redis unless REDIS_URL names one; stop them on Ctrl-C.
 
-    What other shells need to reach it is printed as a line that they can evaluate. A Redis started here, and what is
-    in it, is gone afterwards.
+    What other shells need to reach it is printed as a line that they can evaluate, the secret among it; without
+    MESH_JWT_SECRET one is made for this run. A Redis started here, and what is in it, is gone afterwards.
     """
     from mesh.cli.fleet import Fleet, stoppable
     from mesh.store.client import safe_url
@@ -59,6 +59,7 @@ def command(agents: int, concurrency: int, include: tuple[str, ...], flower: boo
             f"Redis        {safe_url(fleet.redis_url)}; logs in {fleet.directory}; Ctrl-C (or SIGTERM) stops everything"
         )
         variables = {"REDIS_URL": fleet.redis_url, "MESH_NAMESPACE": fleet.namespace, "COORDINATOR_URL": url}
+        variables |= fleet.secret_variables
         click.echo("export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items()))
         try:
             while True:

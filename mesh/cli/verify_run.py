@@ -281,7 +281,7 @@ class Verify:
             self._say(f"{one.name:12} pid {one.member.process.pid}")
         if not ports:
             return None
-        settings = dataclasses.replace(self.settings, transport_retries=1, transport_timeout_ms=10_000)
+        settings = dataclasses.replace(fleet.settings, transport_retries=1, transport_timeout_ms=10_000)
         url = ",".join(f"http://127.0.0.1:{port}" for port in ports.values())
         remote = Mesh(namespace=fleet.namespace, coordinator_url=url, settings=settings)
         return stack.enter_context(remote)

@@ -132,8 +132,9 @@ def _spare_the_collector() -> None:
 def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None) -> None:
     """Run a coordinator until SIGTERM or SIGINT. `port` None: the setting.
 
-    Raises `Conflict` (port or id taken), `StoreUnavailable` (Redis does not answer at the start).
+    Raises `Invalid` (no secret), `Conflict` (port or id taken), `StoreUnavailable` (Redis does not answer at the start).
     """
+    kids = settings.keyring.kids  # before anything is begun
     _set_up_logging(settings)
     asked = port is not None or settings.was_set("coordinator_port")
     with bind(host, settings.coordinator_port if port is None else port, asked=asked) as listener:
@@ -166,7 +167,11 @@ def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None)
             coordinator.start()
             _spare_the_collector()
             logger.info(
-                "coordinator %s of namespace %s on port %d", coordinator.id, settings.namespace, number
+                "coordinator %s of namespace %s on port %d, keys %s",
+                coordinator.id,
+                settings.namespace,
+                number,
+                ", ".join(kids),
             )
             server.run(sockets=[listener])
         finally:

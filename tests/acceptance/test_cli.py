@@ -181,7 +181,11 @@ ERRORS = {
         says="every agent is unhealthy between two heartbeats",
     ),
     "a secret's file that is not there": case(
-        "status", MESH_JWT_SECRET_FILE="none.txt", code=2, says="MESH_JWT_SECRET_FILE: cannot read none.txt"
+        "status",
+        MESH_JWT_SECRET=None,
+        MESH_JWT_SECRET_FILE="none.txt",
+        code=2,
+        says="MESH_JWT_SECRET_FILE: cannot read none.txt",
     ),
     "unknown task": case(
         "status", "no-such-task", code=3, says="There is no task 'no-such-task' in namespace"

@@ -28,6 +28,7 @@ def commands(example: str) -> list[str]:
 def place(redis_url: str, namespace: str, tmp_path: Path) -> Iterator[Place]:
     with make_place(redis_url, namespace, tmp_path) as made:
         (tmp_path / "tasks.py").unlink()
+        del made.environ["MESH_JWT_SECRET"]
         made.environ["PATH"] = f"{Path(sys.executable).parent}:{made.environ['PATH']}"
         yield made
 
@@ -38,6 +39,9 @@ def follow(place: Place, example: str) -> list[str]:
     agents: dict[str, Running] = {}
     printed = []
     for line in commands(example):
+        if made := re.fullmatch(r"export (\w+)=\$\(mesh (.*)\)", line):
+            place.environ[made[1]] = place.call(*made[2].split()).stdout.strip()
+            continue
         words = shlex.split(line.removesuffix(" &"))
         if line.endswith(" &"):
             agents[words[words.index("--agent-id") + 1]] = place.start(*words, command=[])
