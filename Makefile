@@ -26,12 +26,13 @@ uv_pip = $(with_index) $(UV) pip
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check lint view types imports format conformance chaos bench bench-scale bench-http lock clean
+.PHONY: help install demo test check lint view types imports format conformance slow chaos bench bench-scale bench-http lock clean
 
 help:
 	@echo "make demo         Redis, a coordinator, agents and Flower; a real job; one agent killed on the way"
 	@echo "make test         unit, integration, acceptance and architecture tests, and faults of 90 s"
 	@echo "make check        ruff, mypy, import-linter (one by one: make lint, make types, make imports)"
+	@echo "make slow         what make test leaves out of these"
 	@echo "make conformance  Celery applications on the mesh's transport"
 	@echo "make chaos        the whole fault matrix, under 30 minutes (CHAOS=ci: ten minutes of it)"
 	@echo "make bench        throughput beside other task queues (make bench-scale: larger meshes; make bench-http: the API)"
@@ -64,6 +65,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+slow: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 tests/unit tests/integration tests/acceptance --chaos ci -m ci $(PYTEST_ARGS)
 
 conformance: $(INSTALLED)
 	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)

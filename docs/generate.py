@@ -1,6 +1,8 @@
-"""Writes into the documentation what is kept in one table of the sources: `python docs/generate.py`.
+"""Writes into the documentation, and into files of deploy/, what is kept in one table of the sources.
 
-A test fails when a page is behind its table.
+Run it as `python docs/generate.py`.
+
+A test fails when one is behind its table.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from mesh.cli.run import EXIT_CODES, group
 from mesh.coordinator.app import create_app
 from mesh.coordinator.front import Front
 from mesh.coordinator.service import Coordinator
+from mesh.core.redis_rights import acl_file
 from mesh.core.states import CELERY_STATUS, RULES, State
 from mesh.settings import TABLE, Settings
 from mesh.tasks import data_processing, task_execution
@@ -190,8 +193,14 @@ def filled(page: str, text: str) -> str:
     return text
 
 
+#: File of the repository -> its whole text.
+FILES: dict[str, Callable[[], str]] = {"deploy/redis/users.acl": acl_file}
+
+
 def main() -> None:
-    """Rewrite all pages."""
+    """Rewrite all pages and files."""
+    for name, make in FILES.items():
+        (DOCS.parent / name).write_text(make(), encoding="utf-8")
     for page in {name for name, _ in SECTIONS}:
         path = DOCS / page
         path.write_text(filled(page, path.read_text(encoding="utf-8")), encoding="utf-8")

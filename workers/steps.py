@@ -55,7 +55,7 @@ class Agent:
             self.settings.agent_port, asked=self.settings.port_was_asked, report=self.report
         )
         try:
-            self.durability = self.store.check()
+            self.durability = self.store.check(config=False)  # agents may not read Redis's settings
             self.store.preload()
             self.types = task_types(self.app, self.capabilities)
             self.store.types.advertise(self.types)  # before it joins: who sees the agent knows its types

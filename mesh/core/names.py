@@ -24,6 +24,10 @@ def check_name(kind: str, value: str) -> str:
     only ``"namespace"`` has a pattern of its own.
     """
     pattern = NAMESPACE if kind == "namespace" else NAME
+    if kind == "namespace" and value == "mesh":
+        raise Invalid(
+            "'mesh' is not a valid namespace: what belongs to the whole mesh is kept under this name."
+        )
     if isinstance(value, str) and pattern.fullmatch(value):
         return value
     shown = repr(value)

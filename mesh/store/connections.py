@@ -134,6 +134,7 @@ def connection_options(connect_timeout_ms: int, socket_timeout_ms: int) -> dict[
         "health_check_interval": 0,
         "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
         "protocol": 2,
+        "driver_info": None,  # two more commands for each connection, which Redis 7.0 does not know yet
     }
 
 

@@ -72,16 +72,19 @@ class Durability:
             )
 
 
-def durability(client: Client) -> Durability:
-    """Ask Redis, and the sentinels where there are some. Raises `StoreUnavailable`."""
+def durability(client: Client, *, config: bool = True) -> Durability:
+    """Ask Redis, and the sentinels where there are some. Without `config` only what every role may ask: the rest stays unknown.
+
+    Raises `StoreUnavailable`.
+    """
     client.execute("PING")
-    commands = [pack(["CONFIG", "GET", name]) for name in SETTINGS] + [pack(["INFO"])]
+    commands = [pack(["CONFIG", "GET", name]) for name in SETTINGS if config] + [pack(["INFO"])]
     *pairs, info = client.calls(commands, len(commands))
     facts = _facts(info)
     # CONFIG is forbidden or renamed on many managed servers
     settings = {
         name: pair[1].decode() if isinstance(pair, list) and pair else None
-        for name, pair in zip(SETTINGS, pairs, strict=True)
+        for name, pair in zip(SETTINGS, pairs or (None,) * len(SETTINGS), strict=True)
     }
     settings["appendonly"] = settings["appendonly"] or {"1": "yes", "0": "no"}.get(
         facts.get("aof_enabled", "")

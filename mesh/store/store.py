@@ -58,9 +58,9 @@ class Store:
             self._clock = asked, base_ms
         return base_ms + int(gone * 1000)
 
-    def check(self) -> Durability:
-        """What Redis promises. Raises `StoreUnavailable` unless it answers and evicts nothing."""
-        found = durability(self.client)
+    def check(self, *, config: bool = True) -> Durability:
+        """What Redis promises, see `durability`. Raises `StoreUnavailable` unless it answers and evicts nothing."""
+        found = durability(self.client, config=config)
         found.refuse_eviction()
         return found
 
