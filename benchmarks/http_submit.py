@@ -6,7 +6,7 @@ python -m benchmarks.http_submit [--url http://127.0.0.1:3000] [--seconds 5] [--
 
 Without `--url` it starts a Redis and a coordinator of its own. The client is one process that writes prepared bytes to raw
 sockets and counts answers, so that it costs less than what it measures. Figures: tasks/s, ms of the coordinator's CPU for a
-thousand tasks.
+thousand tasks. With `--url`, MESH_JWT_SECRET must be that coordinator's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import os
+import secrets
 import selectors
 import socket
 import subprocess
@@ -27,11 +28,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from mesh.core import tokens
+from mesh.core.keyring import Keyring
 from mesh.store.embedded import start_server
 
 _NAMESPACE = "bench-http"
 _PATH = f"/v1/namespaces/{_NAMESPACE}"
 _START_S = 30.0
+_SECRET = os.environ.get("MESH_JWT_SECRET") or secrets.token_hex(32)
+_RING = Keyring([_SECRET])
+_TOKEN = tokens.issue(
+    "api", _RING, _RING.kids[0], subject="bench", agent_type="producer", namespaces=[_NAMESPACE], ttl_s=3600,
+    now_s=time.time(), jti=secrets.token_urlsafe(16),
+)  # fmt: skip
 _BATCH = 10_000
 
 
@@ -46,6 +55,7 @@ def coordinator() -> Iterator[tuple[str, int]]:
             **os.environ,
             "REDIS_URL": server.url,
             "MESH_NAMESPACE": _NAMESPACE,
+            "MESH_JWT_SECRET": _SECRET,
             "LOG_LEVEL": "warning",
         }
         words = [sys.executable, "-m", "mesh", "coordinator", "--host", "127.0.0.1", "--port", str(port)]
@@ -79,7 +89,10 @@ def cpu_s(pid: int) -> float:
 
 def request(host: str, path: str, body: bytes) -> bytes:
     """The bytes of a POST."""
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {_TOKEN}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body
 
 
@@ -122,7 +135,8 @@ def batches(url: str, seconds: float, compact: bool) -> tuple[int, float]:
         one = {"type": "noop", "payload": {"n": 1}, "unsatisfiable": "accept"}
         content = {"tasks": [one] * _BATCH}
     body = json.dumps(content).encode()
-    call = urllib.request.Request(f"{url}{_PATH}/tasks:batch", body, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {_TOKEN}"}
+    call = urllib.request.Request(f"{url}{_PATH}/tasks:batch", body, headers)
     begun = time.monotonic()
 
     def repeat() -> int:

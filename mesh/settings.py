@@ -174,6 +174,8 @@ class Settings:
     task_validity_s: int = _row("MESH_TASK_VALIDITY_S", "mesh.taskValidity", "s", 604_800,
         "The signature of a task's message is believed for so long, an hour more and its delay; a task that waits longer is "
         "put aside.", low=1)
+    token: str | None = _row("MESH_TOKEN", "mesh.token", "API token", None,
+        "Shown to coordinators over HTTP; `mesh auth` makes one. Who has the secret needs none.", secret=True)
     policy_file: str | None = _row("MESH_POLICY_FILE", "mesh.policyFile", "path", None,
         "Who may do what, by agent type and namespace (docs/security.md); without one, the table that is shipped.")
     env: str = _row("MESH_ENV", "mesh.env", "name", "production",

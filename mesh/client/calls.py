@@ -23,6 +23,7 @@ import httpx2
 import msgspec
 
 from mesh import __version__, errors
+from mesh.client.bearer import Bearer
 from mesh.errors import (
     Conflict,
     CoordinatorUnavailable,
@@ -149,13 +150,11 @@ def shares(connections: int) -> tuple[int, int]:
     return max(1, connections - waiting), waiting
 
 
-def client_options(settings: Settings, token: str | None, connections: int) -> dict[str, Any]:
+def client_options(settings: Settings, connections: int) -> dict[str, Any]:
     """Options of the HTTP clients, blocking or not."""
     timeout_s = settings.transport_timeout_ms / 1000
     secure = any(url.startswith("https:") for url in settings.coordinator_urls)
     headers = {"user-agent": f"agent-mesh/{__version__}", "accept": "application/json"}
-    if token is not None:
-        headers["authorization"] = f"Bearer {token}"
     return {
         "headers": headers,
         "timeout": httpx2.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
@@ -255,10 +254,10 @@ class _Unanswered(Exception):
 class Caller:
     """Blocking calls on a pool of kept connections. Safe for threads; a forked child makes a pool of its own."""
 
-    def __init__(self, settings: Settings, token: str | None, endpoints: Endpoints) -> None:
+    def __init__(self, settings: Settings, bearer: Bearer, endpoints: Endpoints) -> None:
         self.endpoints = endpoints
+        self.bearer = bearer
         self._settings = settings
-        self._token = token
         self._lock = threading.Lock()
         self._client: httpx2.Client | None = None
         self._pid = 0
@@ -322,7 +321,7 @@ class Caller:
         raise _Unanswered(refusal or self.endpoints.nobody())
 
     def _send(self, endpoint: Endpoint, method: str, path: str, body: bytes | None) -> httpx2.Response:
-        headers = {"host": endpoint.host}
+        headers = {"host": endpoint.host, **self.bearer.headers()}
         if body is not None:
             headers["content-type"] = "application/json"
         return self._pool().request(method, headers=headers, content=body, **endpoint.request(path))
@@ -332,7 +331,7 @@ class Caller:
             with self._lock:
                 if self._client is None or self._pid != os.getpid():
                     connections, _ = shares(self._settings.max_concurrent_connections)
-                    self._client = httpx2.Client(**client_options(self._settings, self._token, connections))
+                    self._client = httpx2.Client(**client_options(self._settings, connections))
                     self._pid = os.getpid()
         return self._client
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections import Counter
@@ -11,11 +12,12 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from mesh.client.bearer import Bearer
 from mesh.client.calls import Caller, Endpoints, error_of
 from mesh.client.longpoll import LongPoll
 from mesh.client.ports import Page, Settled, Tell
 from mesh.core.states import State
-from mesh.errors import Invalid, NotFound
+from mesh.errors import Invalid, NotFound, Refused
 from mesh.services import tasks, views
 from mesh.services.agents import AgentInfo
 from mesh.services.tasks import DEFAULTS, Options
@@ -36,8 +38,7 @@ class Http:
 
     def __init__(self, settings: Settings, token: str | None) -> None:
         self.settings = settings
-        self._token = token
-        self._calls = Caller(settings, token, Endpoints(settings.coordinator_urls))
+        self._calls = Caller(settings, Bearer(settings, token), Endpoints(settings.coordinator_urls))
         self._root = f"/v1/namespaces/{quote(settings.namespace, safe='')}"
         self._polling: LongPoll | None = None
         self._lock = threading.Lock()
@@ -102,7 +103,7 @@ class Http:
         """Start the thread that waits."""
         with self._lock:
             if self._polling is None or not self._polling.alive:
-                self._polling = LongPoll(self.settings, self._token, self._calls, f"{self._root}/tasks:wait")
+                self._polling = LongPoll(self.settings, self._calls, f"{self._root}/tasks:wait")
 
     def watch(self, task_ids: Sequence[str], tell: Tell) -> None:
         """See `Port`."""
@@ -171,8 +172,10 @@ class Http:
 
     def overview(self) -> dict[str, Any]:
         """See `Mesh`; coordinators are known of the namespace that they lead themselves."""
-        cluster = self._calls.call("GET", "/v1/cluster")
-        own = cluster["namespace"] == self.settings.namespace
+        cluster: dict[str, Any] = {}
+        with contextlib.suppress(Refused):  # coordinators of a namespace that the token is not for
+            cluster = self._calls.call("GET", "/v1/cluster")
+        own = cluster.get("namespace") == self.settings.namespace
         agents = Counter(row["status"] for row in self._list("agents"))
         return {
             "namespace": self.settings.namespace,

@@ -35,9 +35,8 @@ _AGAIN_S = 0.02  # after an answer: what ends in the same moment is found togeth
 class LongPoll:
     """Waits as long as it takes; an outage of all coordinators is told only after the transport's time-out."""
 
-    def __init__(self, settings: Settings, token: str | None, caller: Caller, path: str) -> None:
+    def __init__(self, settings: Settings, caller: Caller, path: str) -> None:
         self._settings = settings
-        self._token = token
         self._caller = caller
         self._path = path
         self._most = shares(settings.max_concurrent_connections)[1]  # requests under way at once
@@ -81,9 +80,7 @@ class LongPoll:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        async with httpx2.AsyncClient(
-            **client_options(self._settings, self._token, self._most)
-        ) as self._client:
+        async with httpx2.AsyncClient(**client_options(self._settings, self._most)) as self._client:
             await self._end.wait()
             for request in self._asked:
                 request.cancel()
@@ -138,7 +135,11 @@ class LongPoll:
         try:
             response = await self._client.post(
                 **endpoint.request(self._path),
-                headers={"host": endpoint.host, "content-type": "application/json"},
+                headers={
+                    "host": endpoint.host,
+                    "content-type": "application/json",
+                    **self._caller.bearer.headers(),
+                },
                 content=msgspec.json.encode({"ids": task_ids, "wait_s": wait_s}),
                 timeout=httpx2.Timeout(min(timeout_s, wait_s + _LATE_S), connect=min(CONNECT_S, timeout_s)),
             )

@@ -11,14 +11,14 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi.concurrency import run_in_threadpool
 
 from mesh.coordinator.answers import encode
 from mesh.coordinator.problems import busy
-from mesh.coordinator.waiting import Ends
+from mesh.coordinator.waiting import Ends, Valid
 from mesh.core.states import TERMINAL, State
 from mesh.errors import MeshError
 from mesh.services.views import iso
@@ -43,7 +43,8 @@ def event(name: str, data: Any) -> bytes:
 
 
 class _Stream:
-    def __init__(self) -> None:
+    def __init__(self, valid: Valid) -> None:
+        self.valid = valid
         self.chunks: asyncio.Queue[bytes | None] = asyncio.Queue(
             _MOST_CHUNKS + 1
         )  # the last place is for the end
@@ -144,13 +145,13 @@ class Events:
         if self._stopping or sum(len(feed.streams) for feed in self._feeds.values()) >= _MOST_STREAMS:
             raise busy("event streams")
 
-    async def stream(self, store: Store) -> AsyncIterator[bytes]:
-        """The events of a namespace until the reader leaves or the process stops."""
+    async def stream(self, store: Store, valid: Valid) -> AsyncIterator[bytes]:
+        """The events of a namespace until the reader leaves, his token ends, or the process stops."""
         name = store.keys.namespace
         feed = self._feeds.get(name)
         if feed is None:
             feed = self._feeds[name] = _Feed(self._ends, store)
-        stream = _Stream()
+        stream = _Stream(valid)
         feed.streams.add(stream)
         try:
             yield feed.counts()
@@ -175,7 +176,14 @@ class Events:
 
     def end(self) -> None:
         """End the streams that there are, in the event loop: their readers come back."""
+        self._end(lambda _: True)
+
+    def sweep(self) -> None:
+        """End those whose token has ended, in the event loop."""
+        self._end(lambda stream: not stream.valid())
+
+    def _end(self, over: Callable[[_Stream], bool]) -> None:
         for feed in self._feeds.values():
-            for stream in feed.streams:
+            for stream in filter(over, feed.streams):
                 with contextlib.suppress(asyncio.QueueFull):
                     stream.chunks.put_nowait(None)

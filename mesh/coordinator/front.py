@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 from mesh.coordinator.events import Events
+from mesh.coordinator.gate import Gate
 from mesh.coordinator.service import Coordinator
 from mesh.coordinator.submitting import Submitter
 from mesh.coordinator.waiting import Ends, Waiting
 from mesh.core.names import check_name
 from mesh.errors import Invalid, NotFound
+from mesh.services.audit import Audit
 from mesh.store.store import Store
 
 __all__ = ["Front"]
@@ -25,6 +27,8 @@ class Front:
     def __init__(self, coordinator: Coordinator) -> None:
         self.coordinator = coordinator
         self.settings = coordinator.settings
+        self.gate = Gate(self.settings)
+        self.audit = Audit(coordinator.store.client, self.settings.namespace)
         self.submitter = Submitter()
         self.ends = Ends(coordinator.store.client)
         self.waiting = Waiting(self.ends)
@@ -47,6 +51,11 @@ class Front:
             store = self._stores[namespace] = Store(settings, client=self.coordinator.store.client)
         return store
 
+    def sweep(self) -> None:
+        """End what waits for callers whose token has ended, in the event loop; called every second."""
+        self.waiting.sweep()
+        self.events.sweep()
+
     def hurry(self) -> None:
         """Answer every waiting call and end every stream that there is, in the event loop: their callers go elsewhere."""
         self.waiting.hurry()
@@ -61,3 +70,4 @@ class Front:
         """No request is under way any more: end the threads."""
         self.ends.stop()
         self.submitter.close()
+        self.audit.close()

@@ -93,6 +93,12 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
         await retired
 
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if counter % 10 == 0:
+            self.front.sweep()
+        return await super().on_tick(counter)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Nothing to capture."""
@@ -105,7 +111,7 @@ class _JsonLines(logging.Formatter):
             "time": iso(int(record.created * 1000)),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            **(getattr(record, "fields", None) or {"message": record.getMessage()}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -132,9 +138,9 @@ def _spare_the_collector() -> None:
 def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None) -> None:
     """Run a coordinator until SIGTERM or SIGINT. `port` None: the setting.
 
-    Raises `Invalid` (no secret), `Conflict` (port or id taken), `StoreUnavailable` (Redis does not answer at the start).
+    Raises `Invalid` (no secret, wrong policies), `Conflict` (port or id taken), `StoreUnavailable` (no Redis at the start).
     """
-    kids = settings.keyring.kids  # before anything is begun
+    kids, _ = settings.keyring.kids, settings.policies  # before anything is begun
     _set_up_logging(settings)
     asked = port is not None or settings.was_set("coordinator_port")
     with bind(host, settings.coordinator_port if port is None else port, asked=asked) as listener:

@@ -231,6 +231,7 @@ class TaskView(Struct, kw_only=True):
     error: str | None
     reason: str | None
     labels: dict[str, str]
+    by: Annotated[str | None, Meta(description="Who submitted it over HTTP: the subject of the token.")]
     created_at: Time | None
     queued_at: Time | None
     leased_at: Time | None

@@ -15,10 +15,13 @@ __all__ = ["answers", "install", "takes"]
 
 _REF = "#/components/schemas/{name}"
 _DESCRIPTION = """
-Tasks, agents and queues of an Agent Mesh. Every error is a problem document (RFC 9457) whose `code` names it:
+Tasks, agents and queues of an Agent Mesh. Each request carries `Authorization: Bearer <API token>`; `mesh auth` makes tokens.
+Every error is a problem document (RFC 9457) whose `code` names it: 401 no valid token · 403 the right is missing that it names ·
 404 not there, or in a namespace of others · 409 the id is in use, or no agent can take it · 413 too big · 422 wrong ·
 503 try again (`Retry-After`). Submitting with an id of your own (`task_id` or `Idempotency-Key`) may be repeated safely.
 """
+
+_TOKEN = "An API token; `mesh auth --agent-id NAME --agent-type TYPE` makes one."
 
 
 def _schema(model: type[msgspec.Struct]) -> dict[str, str]:
@@ -88,6 +91,12 @@ def install(app: FastAPI) -> None:
             ]
             _, schemas = msgspec.json.schema_components(structs, ref_template=_REF)
             document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
+            document["components"]["securitySchemes"] = {
+                "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": _TOKEN}
+            }
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    operation["security"] = [{"token": []}] if path.startswith("/v1/") else []
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -40,6 +40,8 @@ def document(error: MeshError) -> dict[str, Any]:
 
 def _response(body: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     headers = dict(headers or {})
+    if body["status"] == 401:
+        headers.setdefault("WWW-Authenticate", "Bearer")
     if body["status"] in (429, 503):
         headers.setdefault("Retry-After", _RETRY_AFTER_S)
     return Response(encode(body), body["status"], headers, MEDIA)

@@ -1,54 +1,24 @@
-"""What a request brings: who calls, which namespace, which body."""
+"""What a request brings: its body."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
 from mesh.coordinator.front import Front
 from mesh.core import strict_json
-from mesh.errors import Invalid, NotFound
+from mesh.errors import Invalid
 from mesh.services.types import near_misses
-from mesh.store.store import Store
 
-__all__ = [
-    "BODY",
-    "CallerOf",
-    "FrontOf",
-    "Identity",
-    "Space",
-    "caller",
-    "decode",
-    "decode_part",
-    "posted",
-    "read",
-    "store_of",
-]
+__all__ = ["BODY", "FrontOf", "decode", "decode_part", "front_of", "posted", "read"]
 
 T = TypeVar("T", bound=msgspec.Struct)
 BODY = "The request body"
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Identity:
-    """Who calls, and what he may see; `namespaces` None: all."""
-
-    subject: str
-    namespaces: frozenset[str] | None = None
-
-
-_ANYBODY = Identity(subject="anybody")
-
-
-async def caller(request: Request) -> Identity:
-    """Who calls. The one place where it is found out."""
-    return _ANYBODY
 
 
 def front_of(request: Request) -> Front:
@@ -61,25 +31,7 @@ async def _front(request: Request) -> Front:
     return front_of(request)
 
 
-async def space(
-    request: Request,
-    namespace: Annotated[str, Path(description="Name of the namespace.", examples=["default"])],
-    identity: Annotated[Identity, Depends(caller)],
-) -> Store:
-    """The store of the namespace in the path. Raises `NotFound`, also for one that the caller may not see."""
-    return store_of(front_of(request), identity, namespace)
-
-
-def store_of(front: Front, identity: Identity, namespace: str) -> Store:
-    """The store of a namespace. Raises `NotFound`, also for one that the caller may not see."""
-    if identity.namespaces is not None and namespace not in identity.namespaces:
-        raise NotFound(f"There is no namespace {namespace!r}.")
-    return front.store(namespace)
-
-
-CallerOf = Annotated[Identity, Depends(caller)]
 FrontOf = Annotated[Front, Depends(_front)]
-Space = Annotated[Store, Depends(space)]
 
 
 # -- bodies

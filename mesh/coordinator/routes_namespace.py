@@ -11,8 +11,9 @@ from fastapi.responses import StreamingResponse
 
 from mesh import __version__
 from mesh.coordinator import models, openapi
+from mesh.coordinator.access import Call, MeshNeeds, Needs, Reads, ReadsAll, Right
 from mesh.coordinator.answers import Json
-from mesh.coordinator.requests import CallerOf, FrontOf, Space, decode, posted, read, store_of
+from mesh.coordinator.requests import FrontOf, decode, posted, read
 from mesh.core.agents import Health
 from mesh.errors import NotFound
 from mesh.services import agents as agent_services
@@ -30,10 +31,13 @@ AgentId = Annotated[str, Path(description="Id of the agent.", examples=["worker-
 
 @router.get("/agents", tags=["agents"], summary="List agents", responses=openapi.answers(models.AgentList))
 def list_agents(
-    store: Space, capability: str | None = None, status: Health | None = None, region: str | None = None
+    call: Reads, capability: str | None = None, status: Health | None = None, region: str | None = None
 ) -> Response:
-    """From the live registry, with how many there are of each health; one that has left is seen as offline for a day."""
-    found = agent_services.discover(store, capability=capability, status=status, region=region)
+    """From the live registry, with how many there are of each health; one that has left is seen as offline for a day. An agent
+    that reads only its own sees itself."""
+    found = agent_services.discover(call.store, capability=capability, status=status, region=region)
+    if not call.may("read"):
+        found = [agent for agent in found if agent.id == call.subject]
     return Json({"agents": [agent.to_json() for agent in found], "counts": agent_services.counts(found)})
 
 
@@ -50,9 +54,10 @@ def _agent(store: Store, agent_id: str) -> AgentInfo:
     summary="Look at an agent",
     responses=openapi.answers(models.AgentView),
 )
-def get_agent(store: Space, agent_id: AgentId) -> Response:
+def get_agent(call: Reads, agent_id: AgentId) -> Response:
     """Its registration and its health."""
-    return Json(_agent(store, agent_id).to_json())
+    call.need("read", owner=agent_id, about=f"agent {agent_id}")
+    return Json(_agent(call.store, agent_id).to_json())
 
 
 @router.post(
@@ -61,10 +66,14 @@ def get_agent(store: Space, agent_id: AgentId) -> Response:
     summary="Cordon an agent",
     responses=openapi.answers(models.AgentView),
 )
-def cordon(store: Space, agent_id: AgentId) -> Response:
+def cordon(
+    call: Annotated[Call, Needs(Right(action="drain", each=True, verb="cordon"))], agent_id: AgentId
+) -> Response:
     """It gets no new work; what waited for it alone goes to the others."""
-    agent_services.cordon(store, agent_id, True)
-    return Json(_agent(store, agent_id).to_json())
+    call.need("drain", owner=agent_id, about=f"agent {agent_id}")
+    agent_services.cordon(call.store, agent_id, True)
+    call.note(f"agent {agent_id}")
+    return Json(_agent(call.store, agent_id).to_json())
 
 
 @router.post(
@@ -73,10 +82,14 @@ def cordon(store: Space, agent_id: AgentId) -> Response:
     summary="Uncordon an agent",
     responses=openapi.answers(models.AgentView),
 )
-def uncordon(store: Space, agent_id: AgentId) -> Response:
+def uncordon(
+    call: Annotated[Call, Needs(Right(action="drain", each=True, verb="uncordon"))], agent_id: AgentId
+) -> Response:
     """It gets work again. One that drains does not (409): that is not taken back."""
-    agent_services.cordon(store, agent_id, False)
-    return Json(_agent(store, agent_id).to_json())
+    call.need("drain", owner=agent_id, about=f"agent {agent_id}")
+    agent_services.cordon(call.store, agent_id, False)
+    call.note(f"agent {agent_id}")
+    return Json(_agent(call.store, agent_id).to_json())
 
 
 @router.post(
@@ -87,13 +100,15 @@ def uncordon(store: Space, agent_id: AgentId) -> Response:
     responses=openapi.answers(models.AgentView, 202),
 )
 def drain(
-    store: Space,
+    call: Annotated[Call, Needs(Right(action="drain", each=True))],
     agent_id: AgentId,
     body: Annotated[models.DrainBody, posted(models.DrainBody, optional=True)],
 ) -> Response:
     """It gives back what it has not started, and finishes what it runs, within its time of grace; then it leaves."""
-    agent_services.drain(store, agent_id, body.grace_ms)
-    return Json(_agent(store, agent_id).to_json(), 202)
+    call.need("drain", owner=agent_id, about=f"agent {agent_id}")
+    agent_services.drain(call.store, agent_id, body.grace_ms)
+    call.note(f"agent {agent_id}")
+    return Json(_agent(call.store, agent_id).to_json(), 202)
 
 
 @router.get(
@@ -112,21 +127,24 @@ def drain(
         },
     ),
 )  # fmt: skip
-def list_capabilities(store: Space) -> Response:
+def list_capabilities(call: ReadsAll) -> Response:
     """Who offers each, and what waits for it: what an autoscaler needs."""
-    return Json({"capabilities": listing.capabilities(store)})
+    return Json({"capabilities": listing.capabilities(call.store)})
 
 
 @router.get("/queues", tags=["queues"], summary="List queues", responses=openapi.answers(models.QueueList))
-def list_queues(store: Space) -> Response:
+def list_queues(call: ReadsAll) -> Response:
     """A queue holds the tasks of one requirement."""
-    return Json({"queues": listing.queues(store)})
+    return Json({"queues": listing.queues(call.store)})
 
 
 @router.get("/types", tags=["queues"], summary="List task types", responses=openapi.answers(models.TypeList))
-def list_types(store: Space) -> Response:
-    """The types that agents have advertised, with the schemas of their payloads."""
-    return Json({"types": [info.to_json() for info in type_services.advertised(store)]})
+def list_types(call: Reads) -> Response:
+    """The types that agents have advertised, with the schemas of their payloads; who reads only his own sees those that he may
+    submit."""
+    found = type_services.advertised(call.store)
+    everything = call.may("read")
+    return Json({"types": [info.to_json() for info in found if everything or call.may("submit", info.name)]})
 
 
 _STREAM: dict[int | str, dict[str, Any]] = {
@@ -144,11 +162,14 @@ _STREAM: dict[int | str, dict[str, Any]] = {
     response_class=StreamingResponse,
     responses={**openapi.answers(None), **_STREAM},
 )
-async def events(store: Space, front: FrontOf) -> Response:
-    """Server-sent events: each end of a task, and how many tasks are in each state whenever that changes."""
+async def events(call: ReadsAll, front: FrontOf) -> Response:
+    """Server-sent events: each end of a task, and how many tasks are in each state whenever that changes. The
+    stream ends with the token."""
     front.events.check()
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(front.events.stream(store), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(
+        front.events.stream(call.store, call.valid), media_type="text/event-stream", headers=headers
+    )
 
 
 _RESTORE = {
@@ -170,12 +191,21 @@ _RESTORE = {
     responses=openapi.answers(models.RestoreReport),
     openapi_extra=openapi.takes(models.RestoreBody, examples={"requeue": _RESTORE}),
 )
-async def restore(request: Request, front: FrontOf, identity: CallerOf, dry_run: bool = False) -> Response:
+async def restore(
+    request: Request,
+    call: Annotated[Call, MeshNeeds(Right(action="administer", what="restore", each=True, verb="restore"))],
+    front: FrontOf,
+    dry_run: bool = False,
+) -> Response:
     """The registry, offline, from its backup; no lease or attempt of before counts any more, and what had not ended is failed or
     queued again. `dry_run=true` only tells. If it breaks off, call it again: it goes on."""
     body = decode(_restoration, await read(request, front.batch_limit))
-    store = store_of(front, identity, body.namespace)
-    return Json(await run_in_threadpool(_restore, store, body, dry_run))
+    there = call.at(body.namespace)
+    there.need("administer", "restore", about=f"namespace {body.namespace}")
+    report = await run_in_threadpool(_restore, there.store, body, dry_run)
+    if not dry_run:
+        there.note(f"namespace {body.namespace}", why=f"tasks: {body.tasks or 'fail'}")
+    return Json(report)
 
 
 _restoration = msgspec.json.Decoder(models.RestoreBody)
@@ -189,6 +219,6 @@ def _restore(store: Store, body: models.RestoreBody, dry_run: bool) -> dict[str,
 @cluster_router.get(
     "/cluster", tags=["cluster"], summary="Look at the cluster", responses=openapi.answers(models.ClusterView)
 )
-def cluster(front: FrontOf) -> Response:
-    """The coordinators and who of them leads, regions, Redis's durability, versions."""
+def cluster(call: Annotated[Call, MeshNeeds(Right(action="read"))], front: FrontOf) -> Response:
+    """The coordinators and who of them leads, regions, Redis's durability, versions: of the coordinator's own namespace."""
     return Json(views.cluster(front.coordinator.store, __version__))

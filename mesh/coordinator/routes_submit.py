@@ -10,24 +10,15 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from mesh.coordinator import models, openapi, problems
+from mesh.coordinator.access import Call, Needs, Right
 from mesh.coordinator.answers import Json
-from mesh.coordinator.requests import (
-    BODY,
-    FrontOf,
-    Space,
-    decode,
-    decode_part,
-    front_of,
-    posted,
-    read,
-)
+from mesh.coordinator.requests import BODY, FrontOf, decode, decode_part, front_of, posted, read
 from mesh.coordinator.submitting import accept, options_of
 from mesh.core import strict_json
-from mesh.errors import Invalid, MeshError
+from mesh.errors import Invalid, MeshError, Refused
 from mesh.services import agents as agent_services
 from mesh.services import listing
 from mesh.services import tasks as task_services
-from mesh.store.store import Store
 
 router = APIRouter(prefix="/v1/namespaces/{namespace}", tags=["tasks"], default_response_class=Json)
 
@@ -45,6 +36,7 @@ _KEY = {
     "description": "The id of the task; the same as `task_id` in the body.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 200},
 }
+SUBMIT = Right(action="submit", each=True)
 _submission = msgspec.json.Decoder(models.Submission)
 _batch = msgspec.json.Decoder(models.Batch)
 _bulk = msgspec.json.Decoder(models.Bulk)
@@ -57,12 +49,12 @@ _bulk = msgspec.json.Decoder(models.Bulk)
     responses=openapi.answers(models.Accepted, 202, _ACCEPTED),
     openapi_extra=openapi.takes(models.Submission, examples={"plain": _EXAMPLE}, parameters=(_KEY,)),
 )
-async def submit(request: Request, store: Space) -> Response:
+async def submit(request: Request, call: Annotated[Call, Needs(SUBMIT)]) -> Response:
     """Accepted once Redis has it. With an id of your own, a repetition changes nothing and tells the task's present state."""
-    return await submit_to(store, request)
+    return await submit_to(call, request)
 
 
-async def submit_to(store: Store, request: Request) -> Response:
+async def submit_to(call: Call, request: Request) -> Response:
     """What the route above does; see `mesh.coordinator.shortcut`."""
     front = front_of(request)
     body = decode(_submission, await read(request, front.single_limit))
@@ -73,7 +65,8 @@ async def submit_to(store: Store, request: Request) -> Response:
                 "The header Idempotency-Key and task_id in the body differ: give one of them, or the same twice."
             )
         body = msgspec.structs.replace(body, task_id=key)
-    return Json(await front.submitter.submit(store, body), 202)
+    call.need_submit(body.type, body.payload)
+    return Json(await front.submitter.submit(call.store, body, call.subject), 202)
 
 
 class _Which(msgspec.Struct):
@@ -105,26 +98,32 @@ _TURNS = asyncio.Semaphore(2)  # big bodies are decoded by two at once at most: 
         },
     ),
 )
-async def batch(request: Request, store: Space, front: FrontOf) -> Response:
+async def batch(request: Request, call: Annotated[Call, Needs(SUBMIT)], front: FrontOf) -> Response:
     """Up to 10,000 tasks: `tasks`, with an answer for each, or `type` and `payloads`, with an id for each."""
     raw = await read(request, front.batch_limit)
     async with _TURNS:
-        return Json(await run_in_threadpool(_publish, store, raw))
+        return Json(await run_in_threadpool(_publish, call, raw))
 
 
-def _publish(store: Store, raw: bytes) -> dict[str, Any]:
+def _publish(call: Call, raw: bytes) -> dict[str, Any]:
     strict_json.check(raw, BODY)
     which = decode_part(_which, raw, BODY)
     compact = memoryview(which.payloads).nbytes > 0
     if compact == (memoryview(which.tasks).nbytes > 0):
         raise Invalid("The request body must have either tasks, or type and payloads.")
     if compact:
-        return _publish_bulk(store, decode_part(_bulk, raw, BODY))
+        return _publish_bulk(call, decode_part(_bulk, raw, BODY))
     try:
         bodies: list[models.Submission | MeshError] = list(_batch.decode(raw).tasks)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         bodies = _one_by_one(raw)
-    answers = accept(store, bodies)
+    for index, body in enumerate(bodies):
+        if isinstance(body, models.Submission):
+            try:
+                call.need_submit(body.type, body.payload)
+            except Refused as error:
+                bodies[index] = error
+    answers = accept(call.store, bodies, [call.subject] * len(bodies))
     return {"items": [problems.document(one) if isinstance(one, MeshError) else one for one in answers]}
 
 
@@ -139,11 +138,12 @@ def _one_by_one(raw: bytes) -> list[models.Submission | MeshError]:
     return bodies
 
 
-def _publish_bulk(store: Store, body: models.Bulk) -> dict[str, Any]:
-    options = options_of(body)
+def _publish_bulk(call: Call, body: models.Bulk) -> dict[str, Any]:
+    call.need_submit(body.type, body.payloads)
+    store, options = call.store, options_of(body)
     queue = task_services.requirement(store, body.type, options.requires)
     warning = agent_services.unmet_warning(store, body.type, queue, body.unsatisfiable)
-    ids = task_services.submit_many(store, body.type, body.payloads, options)
+    ids = task_services.submit_many(store, body.type, body.payloads, options, call.subject)
     return {"ids": ids, "queue": queue, **({} if warning is None else {"warning": warning})}
 
 
@@ -164,6 +164,10 @@ def _publish_bulk(store: Store, body: models.Bulk) -> dict[str, Any]:
         models.Submission, examples={"plain": {"type": "data-processing", "requires": ["gpu"]}}
     ),
 )
-def explain(store: Space, body: Annotated[models.Submission, posted(models.Submission)]) -> Response:
+def explain(
+    call: Annotated[Call, Needs(Right(action="submit", each=True, verb="explain"))],
+    body: Annotated[models.Submission, posted(models.Submission)],
+) -> Response:
     """Nothing is submitted."""
-    return Json(listing.explain(store, body.type, options_of(body)))
+    call.need_submit(body.type, body.payload)
+    return Json(listing.explain(call.store, body.type, options_of(body)))

@@ -6,13 +6,16 @@ An id may contain slashes (percent-encoded or not), so the routes that end in a 
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from mesh.coordinator import models, openapi, problems
+from mesh.coordinator.access import Call, Needs, Reads, Right
 from mesh.coordinator.answers import Json
-from mesh.coordinator.requests import FrontOf, Space, posted
+from mesh.coordinator.requests import FrontOf, posted
 from mesh.core.states import HELD, State
 from mesh.errors import Invalid, MeshError, NotFound
 from mesh.services import dead_letters, listing, views
@@ -29,6 +32,7 @@ Since = Annotated[
     datetime.datetime | None,
     Query(description="Submitted then or later: ISO 8601, UTC unless it says otherwise."),
 ]
+Letters = Right(action="administer", what="dead-letters")
 _ENDED = {"id": _ID, "state": "succeeded", "result": 42}
 
 
@@ -38,9 +42,14 @@ def _ms(since: datetime.datetime | None) -> int | None:
     return int((since if since.tzinfo else since.replace(tzinfo=datetime.UTC)).timestamp() * 1000)
 
 
+def _whose(call: Call) -> str | None:
+    """Whose tasks the caller may see; None: everybody's."""
+    return None if call.may("read") else call.subject
+
+
 @router.get("/tasks", tags=["tasks"], summary="List tasks", responses=openapi.answers(models.TaskList))
 def list_tasks(
-    store: Space,
+    call: Reads,
     state: State | None = None,
     type: str | None = None,
     capability: str | None = None,
@@ -49,10 +58,10 @@ def list_tasks(
     cursor: Cursor = None,
     limit: Limit = 100,
 ) -> Response:
-    """The newest first, as far as the newest 10,000 go."""
+    """The newest first, as far as the newest 10,000 go; who reads only his own sees these."""
     found, following = listing.tasks(
-        store, state=state, type=type, capability=capability, agent=agent, since_ms=_ms(since), cursor=cursor,
-        limit=limit,
+        call.store, state=state, type=type, capability=capability, agent=agent, by=_whose(call), since_ms=_ms(since),
+        cursor=cursor, limit=limit,
     )  # fmt: skip
     return Json({"tasks": found, "next_cursor": following})
 
@@ -67,11 +76,13 @@ def list_tasks(
     ),
 )
 async def wait(
-    request: Request, store: Space, front: FrontOf, body: Annotated[models.WaitBody, posted(models.WaitBody)]
+    request: Request, call: Reads, front: FrontOf, body: Annotated[models.WaitBody, posted(models.WaitBody)]
 ) -> Response:
     """Answers as soon as one at least has ended, with all that have; with none of them after `wait_s`."""
     ids = list(dict.fromkeys(body.ids))
-    ended, _ = await front.waiting.ended(store, ids, body.wait_s, request)
+    await run_in_threadpool(call.need_tasks, "read", ids)
+    ended, _ = await front.waiting.ended(call.store, ids, body.wait_s, request, call.valid)
+    call.check()
     return Json({"ended": list(ended.values())})
 
 
@@ -81,9 +92,10 @@ async def wait(
     summary="How often a task was tried",
     responses=openapi.answers(models.Attempts),
 )
-def attempts(store: Space, task_id: TaskId) -> Response:
+def attempts(call: Reads, task_id: TaskId) -> Response:
     """What the record holds of its attempts."""
-    return Json(views.attempts(task_services.get(store, task_id)))
+    call.need_tasks("read", [task_id])
+    return Json(views.attempts(task_services.get(call.store, task_id)))
 
 
 @router.get(
@@ -96,7 +108,7 @@ def attempts(store: Space, task_id: TaskId) -> Response:
 )
 async def result(
     request: Request,
-    store: Space,
+    call: Reads,
     front: FrontOf,
     task_id: TaskId,
     wait_s: Annotated[
@@ -105,11 +117,13 @@ async def result(
     ] = 0,
 ) -> Response:
     """200 once it has ended, well or not; 202 if it has not within `wait_s` seconds."""
-    ended, under_way = await front.waiting.ended(store, [task_id], wait_s, request)
+    await run_in_threadpool(call.need_tasks, "read", [task_id])
+    ended, under_way = await front.waiting.ended(call.store, [task_id], wait_s, request, call.valid)
+    call.check()
     if task_id not in ended:
         return Json({"id": task_id, "state": under_way[task_id]}, 202)
     if ended[task_id]["state"] is None:
-        raise NotFound(f"There is no task {task_id!r} in namespace {store.settings.namespace!r}.")
+        raise NotFound(f"There is no task {task_id!r} in namespace {call.store.settings.namespace!r}.")
     return Json(ended[task_id])
 
 
@@ -119,9 +133,10 @@ async def result(
     summary="Why a task is where it is",
     responses=openapi.answers(models.Why),
 )
-def why(store: Space, task_id: TaskId) -> Response:
+def why(call: Reads, task_id: TaskId) -> Response:
     """Its place in the queue, who could take it, and why the others would not."""
-    return Json(listing.why(store, task_id))
+    call.need_tasks("read", [task_id])
+    return Json(listing.why(call.store, task_id))
 
 
 @router.get(
@@ -130,8 +145,10 @@ def why(store: Space, task_id: TaskId) -> Response:
     summary="Look at a task",
     responses=openapi.answers(models.TaskView),
 )
-def get(store: Space, task_id: TaskId) -> Response:
+def get(call: Reads, task_id: TaskId) -> Response:
     """All that is recorded of it, and its progress while it runs."""
+    store = call.store
+    call.need_tasks("read", [task_id])
     record = task_services.get(store, task_id)
     told = store.tasks.outcome(task_id)[2] if record.state in HELD else None
     return Json({**views.task(record), "progress": views.progress(told)})
@@ -149,12 +166,15 @@ def get(store: Space, task_id: TaskId) -> Response:
     ),
 )
 def cancel(
-    store: Space,
+    call: Annotated[Call, Needs(Right(action="cancel", each=True))],
     task_id: TaskId,
     body: Annotated[models.CancelBody, posted(models.CancelBody, optional=True)],
 ) -> Response:
     """Wherever it is; one that has ended stays as it is."""
+    store = call.store
+    call.need_tasks("cancel", [task_id])
     done = task_services.cancel(store, task_id, body.reason)
+    call.note(f"task {task_id}", why="" if done else "it had ended")
     return Json({"id": task_id, "state": str(task_services.get(store, task_id).state), "cancelled": done})
 
 
@@ -165,9 +185,17 @@ def cancel(
     status_code=202,
     responses=openapi.answers(models.Started, 202, {"id": _ID, "state": "queued"}),
 )
-def retry(store: Space, task_id: TaskId) -> Response:
-    """A new run of a task that has ended otherwise than well, under the same id."""
+def retry(
+    call: Annotated[Call, Needs(Right(action="submit", each=True, verb="retry"))], task_id: TaskId
+) -> Response:
+    """A new run of a task that has ended otherwise than well, under the same id. Of another's task, this is to replay it."""
+    store = call.store
+    record = task_services.get(store, task_id)
+    call.need("submit", record.type, about=f"task {task_id}")
+    if record.other.get("by") != call.subject:
+        call.need(Letters.action, Letters.what, about=f"task {task_id}")
     task_services.retry(store, task_id)
+    call.note(f"task {task_id}")
     return Json({"id": task_id, "state": str(task_services.get(store, task_id).state)}, 202)
 
 
@@ -181,7 +209,7 @@ def retry(store: Space, task_id: TaskId) -> Response:
     responses=openapi.answers(models.DeadLetterList),
 )
 def list_dead_letters(
-    store: Space,
+    call: Reads,
     type: str | None = None,
     capability: str | None = None,
     reason: str | None = None,
@@ -189,12 +217,13 @@ def list_dead_letters(
     cursor: Cursor = None,
     limit: Limit = 100,
 ) -> Response:
-    """Tasks that were put aside, the newest first."""
+    """Tasks that were put aside, the newest first; who reads only his own sees these."""
     found, following = listing.dead_letters(
-        store,
+        call.store,
         type=type,
         capability=capability,
         reason=reason,
+        by=_whose(call),
         since_ms=_ms(since),
         cursor=cursor,
         limit=limit,
@@ -226,7 +255,9 @@ def _selected(store: Store, body: models.DeadLetterBody) -> tuple[list[str], boo
     )
 
 
-def _handled(ids: list[str], refused: list[tuple[str, MeshError]], more: bool) -> Response:
+def _handled(call: Call, ids: list[str], refused: list[tuple[str, MeshError]], more: bool) -> Response:
+    for one in ids:
+        call.note(f"task {one}")
     said: list[dict[str, Any]] = [{"id": one, "problem": problems.document(error)} for one, error in refused]
     return Json({"ids": ids, "refused": said, "more": more})
 
@@ -238,10 +269,13 @@ def _handled(ids: list[str], refused: list[tuple[str, MeshError]], more: bool) -
     responses=openapi.answers(models.DeadLetterAnswer, example=_HANDLED),
     openapi_extra=openapi.takes(models.DeadLetterBody, examples=_LETTERS),
 )
-def replay(store: Space, body: Annotated[models.DeadLetterBody, posted(models.DeadLetterBody)]) -> Response:
+def replay(
+    call: Annotated[Call, Needs(replace(Letters, verb="replay"))],
+    body: Annotated[models.DeadLetterBody, posted(models.DeadLetterBody)],
+) -> Response:
     """A new run of each, under the same id; at most 1,000 in a call."""
-    ids, more = _selected(store, body)
-    return _handled(*dead_letters.replay(store, ids), more)
+    ids, more = _selected(call.store, body)
+    return _handled(call, *dead_letters.replay(call.store, ids), more)
 
 
 @router.post(
@@ -251,7 +285,10 @@ def replay(store: Space, body: Annotated[models.DeadLetterBody, posted(models.De
     responses=openapi.answers(models.DeadLetterAnswer, example=_HANDLED),
     openapi_extra=openapi.takes(models.DeadLetterBody, examples=_LETTERS),
 )
-def discard(store: Space, body: Annotated[models.DeadLetterBody, posted(models.DeadLetterBody)]) -> Response:
+def discard(
+    call: Annotated[Call, Needs(replace(Letters, verb="discard"))],
+    body: Annotated[models.DeadLetterBody, posted(models.DeadLetterBody)],
+) -> Response:
     """At most 1,000 in a call. What is recorded of them can be read until its retention ends."""
-    ids, more = _selected(store, body)
-    return _handled(*dead_letters.discard(store, ids), more)
+    ids, more = _selected(call.store, body)
+    return _handled(call, *dead_letters.discard(call.store, ids), more)

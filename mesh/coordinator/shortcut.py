@@ -14,8 +14,8 @@ from fastapi import FastAPI, Request
 from starlette.types import Receive, Scope, Send
 
 from mesh.coordinator import problems
-from mesh.coordinator.requests import caller, space
-from mesh.coordinator.routes_submit import submit_to
+from mesh.coordinator.access import enter
+from mesh.coordinator.routes_submit import SUBMIT, submit_to
 
 __all__ = ["Shortcut"]
 logger = logging.getLogger(__name__)
@@ -40,8 +40,7 @@ class Shortcut:
         scope["app"] = self._app
         request = Request(scope, receive)
         try:
-            store = await space(request, namespace, await caller(request))
-            response = await submit_to(store, request)
+            response = await submit_to(enter(request, SUBMIT, namespace), request)
         except Exception as error:
             response = await problems.respond(request, error)
             if response.status_code == 500:

@@ -38,8 +38,13 @@ def options_of(body: models.Options) -> Options:
     return DEFAULTS if values == _DEFAULT_VALUES else Options(**dict(zip(_NAMES, values, strict=True)))
 
 
-def accept(store: Store, bodies: Sequence[models.Submission | MeshError]) -> list[dict[str, Any] | MeshError]:
-    """Publish; for each its answer or its error (what is an error already stays it). Raises `StoreUnavailable`."""
+def accept(
+    store: Store, bodies: Sequence[models.Submission | MeshError], by: Sequence[str]
+) -> list[dict[str, Any] | MeshError]:
+    """Publish; for each its answer or its error (what is an error already stays it). `by`: who submits each.
+
+    Raises `StoreUnavailable`.
+    """
     answers: list[Any] = list(bodies)
     items: list[tuple[int, Item, str | None]] = []
     for index, body in enumerate(bodies):
@@ -50,7 +55,9 @@ def accept(store: Store, bodies: Sequence[models.Submission | MeshError]) -> lis
             if body.unsatisfiable != "accept":
                 queue = task_services.requirement(store, body.type, options.requires)
                 warning = agent_services.unmet_warning(store, body.type, queue, body.unsatisfiable)
-            item = Item(task_type=body.type, payload=body.payload, options=options, task_id=body.task_id)
+            item = Item(
+                task_type=body.type, payload=body.payload, options=options, task_id=body.task_id, by=by[index]
+            )
             items.append((index, item, warning))
         except StoreUnavailable:
             raise
@@ -84,17 +91,17 @@ class Submitter:
     """Publishes what the event loop hands it, one batch at a time, in a thread of its own."""
 
     def __init__(self) -> None:
-        self._pending: list[tuple[Store, models.Submission, asyncio.Future[Any]]] = []
+        self._pending: list[tuple[Store, models.Submission, str, asyncio.Future[Any]]] = []
         self._thread = ThreadPoolExecutor(1, "mesh-submit")
         self._under_way = False
 
-    async def submit(self, store: Store, body: models.Submission) -> dict[str, Any]:
-        """Publish one task with what else is there; its answer. Raises `MeshError`."""
+    async def submit(self, store: Store, body: models.Submission, by: str) -> dict[str, Any]:
+        """Publish one task of the subject `by` with what else is there; its answer. Raises `MeshError`."""
         if len(self._pending) >= _MOST_PENDING:
             raise busy("submissions")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[dict[str, Any]] = loop.create_future()
-        self._pending.append((store, body, future))
+        self._pending.append((store, body, by, future))
         if not self._under_way:
             self._go(loop)
         return await future
@@ -111,11 +118,11 @@ class Submitter:
     def _publish(self, loop: asyncio.AbstractEventLoop, batch: list[Any]) -> None:
         answers: list[Any] = [None] * len(batch)
         places: dict[Store, list[int]] = {}
-        for place, (store, _, _) in enumerate(batch):
+        for place, (store, *_) in enumerate(batch):
             places.setdefault(store, []).append(place)
         for store, here in places.items():
             try:
-                made: list[Any] = accept(store, [batch[place][1] for place in here])
+                made: list[Any] = accept(store, [batch[at][1] for at in here], [batch[at][2] for at in here])
             except Exception as error:
                 made = [error] * len(here)
             for place, answer in zip(here, made, strict=True):
@@ -126,7 +133,7 @@ class Submitter:
         self._under_way = False
         if self._pending:
             self._go(loop)
-        for (_, _, future), answer in zip(batch, answers, strict=True):
+        for (*_, future), answer in zip(batch, answers, strict=True):
             if future.done():  # its caller is gone
                 continue
             if isinstance(answer, BaseException):

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 Tell = Callable[[str, bytes | None], None]
 """Called in the listening thread: (channel, what was published), or (channel, None) once it is subscribed to."""
 
+Valid = Callable[[], bool]
+"""Whether the caller's token still holds."""
+
 _LINGER_S = 5.0
 _PING_S = 5.0  # a silent connection is asked whether it lives, and given up after twice as long again
 _PAUSE_S = 0.2  # between tries while Redis is away
@@ -211,8 +214,9 @@ def look(store: Store, task_ids: Sequence[str]) -> tuple[dict[str, dict[str, Any
 class _Waiter:
     """One waiting call; `told` comes from the listening thread."""
 
-    def __init__(self, prefix: str, until: float) -> None:
+    def __init__(self, prefix: str, until: float, valid: Valid) -> None:
         self.until = until
+        self.valid = valid
         self._loop = asyncio.get_running_loop()
         self._skip = len(prefix)
         self.news = asyncio.Event()
@@ -263,6 +267,13 @@ class Waiting:
             waiter.until = 0.0
             waiter.news.set()
 
+    def sweep(self) -> None:
+        """Answer those whose token has ended, in the event loop."""
+        for waiter in self._waiters:
+            if not waiter.valid():
+                waiter.until = 0.0
+                waiter.news.set()
+
     def stop(self) -> None:
         """End all waits, in the event loop."""
         self.stopping = True
@@ -270,9 +281,9 @@ class Waiting:
             waiter.news.set()
 
     async def ended(
-        self, store: Store, task_ids: Sequence[str], wait_s: float, request: Request
+        self, store: Store, task_ids: Sequence[str], wait_s: float, request: Request, valid: Valid
     ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-        """As `look`, as soon as one at least has ended or is unknown, at the latest after `wait_s` seconds."""
+        """As `look`, as soon as one has ended or is unknown, at the latest after `wait_s` seconds or when the token ends."""
         answer = await run_in_threadpool(look, store, task_ids)
         if answer[0] or wait_s <= 0 or self.stopping:
             return answer
@@ -280,7 +291,7 @@ class Waiting:
             raise busy("waiting calls")
         prefix = store.keys.of("result", "")
         channels = [prefix + one for one in task_ids]
-        waiter = _Waiter(prefix, time.monotonic() + min(wait_s, self._longest_s))
+        waiter = _Waiter(prefix, time.monotonic() + min(wait_s, self._longest_s), valid)
         self._waiters.add(waiter)
         self._ids += len(task_ids)
         gone = asyncio.create_task(_until_gone(request, waiter))

@@ -128,6 +128,10 @@ class Policies:
         found = [one for row in self.of(agent_type, namespace) for one in getattr(row, action)]
         return tuple(dict.fromkeys(found))
 
+    def grants(self, agent_type: str, namespace: str, action: str) -> bool:
+        """Whether an agent type has any of this right in a namespace."""
+        return any(getattr(row, action) for row in self.of(agent_type, namespace))
+
 
 def matches(patterns: Sequence[str] | Collection[str], name: str) -> bool:
     """Whether one of the patterns takes a name."""
@@ -166,7 +170,7 @@ def _by_owner(row: Row, bearer: Bearer, action: str, asked: Object) -> str:
 
 def _missing(action: str, bearer: Bearer, asked: Object) -> str:
     if action in _LISTS:
-        return f"{action} {asked.name or '*'}"
+        return f"{action} {asked.name}".rstrip()
     return f"{action} {OWN if asked.owner == bearer.subject else ANY}"
 
 

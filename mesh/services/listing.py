@@ -41,6 +41,7 @@ class Filter:
     capability: str | None = None
     agent: str | None = None
     reason: str | None = None
+    by: str | None = None
     since_ms: int | None = None
 
     def takes(self, record: Record) -> bool:
@@ -50,6 +51,7 @@ class Filter:
             and (self.type is None or record.type == self.type)
             and (self.agent is None or record.agent == self.agent)
             and (self.reason is None or record.reason == self.reason)
+            and (self.by is None or record.other.get("by") == self.by)
             and (self.capability is None or self.capability in capabilities_of(record.queue))
         )
 
@@ -61,6 +63,7 @@ def tasks(
     type: str | None = None,
     capability: str | None = None,
     agent: str | None = None,
+    by: str | None = None,
     since_ms: int | None = None,
     cursor: str | None = None,
     limit: int = 100,
@@ -68,7 +71,7 @@ def tasks(
     """(views of the newest tasks, newest first; the cursor of the next page or None). Raises `Invalid`."""
     if state is not None and state not in set(State):
         raise Invalid(f"{state!r} is not a state: {', '.join(State)}.")
-    wanted = Filter(state=state, type=type, capability=capability, agent=agent, since_ms=since_ms)
+    wanted = Filter(state=state, type=type, capability=capability, agent=agent, by=by, since_ms=since_ms)
     return _listed(store, "recent", wanted, cursor, limit)
 
 
@@ -78,12 +81,13 @@ def dead_letters(
     type: str | None = None,
     capability: str | None = None,
     reason: str | None = None,
+    by: str | None = None,
     since_ms: int | None = None,
     cursor: str | None = None,
     limit: int = 100,
 ) -> tuple[list[dict[str, Any]], str | None]:
     """(views of the tasks that were put aside, newest first; the cursor of the next page or None). Raises `Invalid`."""
-    wanted = Filter(type=type, capability=capability, reason=reason, since_ms=since_ms)
+    wanted = Filter(type=type, capability=capability, reason=reason, by=by, since_ms=since_ms)
     return _listed(store, "dead", wanted, cursor, limit)
 
 

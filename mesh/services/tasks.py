@@ -66,6 +66,7 @@ class Item:
     payload: Any = None
     options: Options = DEFAULTS
     task_id: str | None = None
+    by: str | None = None  # the subject that submits it, for whom it is "own"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -100,16 +101,16 @@ class _Shape:
         return self.template.queue
 
 
-def _shape(store: Store, task_type: str, options: Options) -> _Shape:
+def _shape(store: Store, task_type: str, options: Options, by: str | None = None) -> _Shape:
     settings = store.settings
     strategy, region = settings.load_balancing_strategy, settings.agent_region
     info = types.find(store, task_type)
     needs = (task_type,) if info is None else (info.queue or task_type, *info.requires)
     if options is DEFAULTS:
-        common, template = _plain_shape(task_type, needs, strategy, region)
+        common, template = _plain_shape(task_type, needs, strategy, region, by)
     else:
         common, template = _make_shape(
-            task_type, needs, options, options.strategy or strategy, options.region or region
+            task_type, needs, options, options.strategy or strategy, options.region or region, by
         )
     return _Shape(task_type, info, common, template)
 
@@ -124,13 +125,18 @@ def requirement(store: Store, task_type: str, requires: tuple[str, ...]) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _plain_shape(
-    task_type: str, needs: tuple[str, ...], strategy: str, region: str | None
+    task_type: str, needs: tuple[str, ...], strategy: str, region: str | None, by: str | None
 ) -> tuple[dict[str, Any] | None, Template]:
-    return _make_shape(task_type, needs, DEFAULTS, strategy, region)
+    return _make_shape(task_type, needs, DEFAULTS, strategy, region, by)
 
 
 def _make_shape(
-    task_type: str, needs: tuple[str, ...], options: Options, strategy: str, region: str | None
+    task_type: str,
+    needs: tuple[str, ...],
+    options: Options,
+    strategy: str,
+    region: str | None,
+    by: str | None,
 ) -> tuple[dict[str, Any] | None, Template]:
     if not isinstance(options.priority, int) or not 0 <= options.priority <= 9:
         raise Invalid(f"Priority {options.priority!r} is not a whole number from 0 to 9 (9 is first).")
@@ -159,7 +165,10 @@ def _make_shape(
         expires_ms=None if options.expires_s is None else int(options.expires_s * 1000),
         deadline_ms=None if options.deadline_s is None else int(options.deadline_s * 1000),
         placing=placing(check_strategy(strategy), region),
-        extra=("labels", json.dumps(dict(options.labels))) if options.labels else (),
+        extra=(
+            *(("labels", json.dumps(dict(options.labels))) if options.labels else ()),
+            *(("by", by) if by is not None else ()),
+        ),
     )
     return headers or None, template
 
@@ -233,10 +242,10 @@ def submit(
 
 
 def submit_many(
-    store: Store, task_type: str, payloads: Iterable[Any], options: Options = DEFAULTS
+    store: Store, task_type: str, payloads: Iterable[Any], options: Options = DEFAULTS, by: str | None = None
 ) -> list[str]:
     """Publish many tasks of one type, some hundreds in a step; their ids in order. All payloads are checked first."""
-    shape = _shape(store, task_type, options)
+    shape = _shape(store, task_type, options, by)
     limit = store.settings.max_payload_bytes
     checked = [_arguments(shape, payload, limit) for payload in payloads]
     ids: list[str] = []
@@ -268,16 +277,17 @@ def submit_items(store: Store, items: Sequence[Item]) -> list[Published | MeshEr
     limit = store.settings.max_payload_bytes
     answers: list[Any] = [None] * len(items)
     made: list[tuple[int, str, _Shape, Publication]] = []
-    plain: dict[str, _Shape] = {}  # of items without options
+    plain: dict[tuple[str, str | None], _Shape] = {}  # of items without options
     for index, item in enumerate(items):
         try:
             if item.task_id is not None:
                 check_task_id(item.task_id)
-            shape = plain.get(item.task_type) if item.options is DEFAULTS else None
+            kind = (item.task_type, item.by)
+            shape = plain.get(kind) if item.options is DEFAULTS else None
             if shape is None:
-                shape = _shape(store, item.task_type, item.options)
+                shape = _shape(store, item.task_type, item.options, item.by)
                 if item.options is DEFAULTS:
-                    plain[item.task_type] = shape
+                    plain[kind] = shape
             task_id, publication = _publication(shape, _arguments(shape, item.payload, limit), item.task_id)
             made.append((index, task_id, shape, publication))
         except MeshError as error:
@@ -323,6 +333,17 @@ def get(store: Store, task_id: str) -> Record:
     if record is None:
         raise NotFound(f"There is no task {task_id!r} in namespace {store.settings.namespace!r}.")
     return record
+
+
+def owners(store: Store, task_ids: Sequence[str]) -> dict[str, str | None]:
+    """Who submitted each of these tasks over HTTP, None: somebody on Redis; without those that are not there."""
+    reads = [("HMGET", store.keys.of("task", one), "state", "by") for one in task_ids]
+    found = store.client.pipeline(*reads) if reads else []
+    return {
+        task_id: None if by is None else by.decode()
+        for task_id, (state, by) in zip(task_ids, found, strict=True)
+        if state is not None
+    }
 
 
 def cancel(store: Store, task_id: str, reason: str = "cancelled") -> bool:

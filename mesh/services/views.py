@@ -30,7 +30,7 @@ def iso(ms: int | None) -> str | None:
 
 
 def task(record: Record) -> dict[str, Any]:
-    """A task's record; `strategy` and `region` are those that it was submitted with."""
+    """A task's record; `strategy` and `region`: those that it was submitted with; `by`: the subject of who did, over HTTP."""
     strategy, region = parse_placing(record.other.get("placing", ""))
     return {
         "id": record.id,
@@ -48,6 +48,7 @@ def task(record: Record) -> dict[str, Any]:
         "error": record.error,
         "reason": record.reason,
         "labels": json.loads(record.other.get("labels", "{}")),
+        "by": record.other.get("by"),
         **{f"{name}_at": iso(getattr(record, name)) for name in _TIMES},
         "expires_at": iso(record.expires_at),
         "deadline_at": iso(record.deadline_at),

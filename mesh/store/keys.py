@@ -116,6 +116,7 @@ BY_NAME = {row.name: row for row in TABLE}
 NAMESPACES = "mesh:{mesh}:namespaces"
 COORDINATORS = "mesh:{mesh}:coordinators"
 COORDINATOR = "mesh:{mesh}:coordinator:"
+AUDIT = "mesh:{mesh}:audit"
 
 
 class Keys:

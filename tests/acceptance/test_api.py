@@ -15,6 +15,7 @@ import pytest
 
 from tests.acceptance.conftest import CELERY, Gate, Place, Running, make_place
 from tests.acceptance.test_coordinator import start
+from tests.tokens import bearer
 from tests.waiting import wait_until
 
 TASKS = """
@@ -45,7 +46,7 @@ class Api:
 
     def __init__(self, url: str, namespace: str) -> None:
         self.url, self.base = url, f"{url}/v1/namespaces/{namespace}"
-        self.http = httpx2.Client(timeout=ASK_S + 10)
+        self.http = httpx2.Client(timeout=ASK_S + 10, headers=bearer())
 
     def __enter__(self) -> Api:
         return self
@@ -205,7 +206,9 @@ def test_waiting_is_pushed(api: Api, held: tuple[str, Gate]) -> None:
     async def all_wait() -> list[httpx2.Response]:
         """More callers than the coordinator has threads, and it answers others meanwhile."""
         limits = httpx2.Limits(max_connections=200)
-        async with httpx2.AsyncClient(base_url=f"{api.base}/", timeout=ASK_S + 10, limits=limits) as client:
+        async with httpx2.AsyncClient(
+            base_url=f"{api.base}/", timeout=ASK_S + 10, limits=limits, headers=bearer()
+        ) as client:
             query = {"wait_s": ASK_S}
             waits = [
                 asyncio.ensure_future(client.get(f"tasks/{name}/result", params=query)) for _ in range(100)
@@ -436,7 +439,7 @@ def test_events_tell_of_ends(api: Api, fleet: tuple[Place, Api, Running], unclos
     there = unclosed.enter_context(Api(url, place.namespace))
     later = there.submit("later", countdown_s=999, unsatisfiable="accept")
     found: list[tuple[str, Any]] = []
-    with httpx2.stream("GET", f"{there.base}/events", timeout=ASK_S) as stream:
+    with there.http.stream("GET", f"{there.base}/events", timeout=ASK_S) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         reader = threading.Thread(target=read_events, args=(stream, found))
         reader.start()

@@ -18,6 +18,7 @@ from mesh.core.states import State
 from mesh.store.tasks import Settlement
 from tests.acceptance.conftest import Place
 from tests.acceptance.test_coordinator import start
+from tests.tokens import token
 
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "200"))
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
@@ -56,7 +57,7 @@ def test_no_request_breaks_it(place: Place) -> None:
     done = place.run(
         "run", f"{url}/openapi.json", "--checks", CHECKS, "--phases", phases, "--exclude-path-regex", "/events$",
         "--max-examples", str(max(1, REQUESTS // operations + 1)), "--request-timeout", "20", "--no-shrink",
-        "--continue-on-failure",
+        "--continue-on-failure", "--header", f"Authorization: Bearer {token()}",
         "--seed", "1" if REQUESTS <= 1000 else "2", "--generation-database", "none", "--no-color", "--warnings", "off",
         command=[str(Path(sys.executable).with_name("schemathesis"))], timeout_s=60 + REQUESTS,
         SCHEMATHESIS_HOOKS=str(Path(__file__).with_name("fuzz_hooks.py")), FUZZ_NAMESPACE=place.namespace,

@@ -16,6 +16,7 @@ from mesh.client import Mesh
 from mesh.store.coordinators import Coordinators
 from mesh.store.embedded import start_server
 from tests.acceptance.conftest import Place, Running, make_place
+from tests.tokens import bearer
 from tests.waiting import wait_until
 
 
@@ -43,7 +44,9 @@ def leader(place: Place) -> str | None:
 
 def ask(url: str, timeout_s: float = 5) -> tuple[int, dict[str, Any]]:
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=bearer()), timeout=timeout_s
+        ) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -137,8 +140,9 @@ def test_redis_goes_away_and_comes_back(tmp_path: Path, namespace: str) -> None:
         wait_until(lambda: execute("PUBSUB", "NUMSUB", channel)[1] == 1, 10, "somebody to wait")
         server.kill()
         wait_until(lambda: ask(f"{url}/health/ready")[0] == 503, 10, "it to notice")
+        submission = urllib.request.Request(tasks, data=b'{"type": "x"}', headers=bearer())
         with pytest.raises(urllib.error.HTTPError, match="503") as refused:
-            urllib.request.urlopen(tasks, data=b'{"type": "x"}', timeout=10)
+            urllib.request.urlopen(submission, timeout=10)
         problem = json.load(refused.value)
         assert problem["code"] == "StoreUnavailable" and "cannot be reached" in problem["detail"]
         assert refused.value.headers["Retry-After"] == "1"

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.conftest import Place, Running
+from tests.tokens import token
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -112,6 +113,7 @@ def run_line(reader: Place, line: str) -> list[str]:
         if line.startswith("mesh up"):  # what the reader pastes into the other shells
             (exported,) = re.findall(r"^export (.*)$", process.output(), flags=re.M)
             reader.environ.update(word.split("=", 1) for word in shlex.split(exported))
+            reader.environ["MESH_TOKEN"] = token(secret=reader.environ["MESH_JWT_SECRET"])
         return []
     done = reader.run(*words[1:], command=[program(words[0], reader)], **environ)
     assert done.returncode == 0, f"{line}: {done.stderr}"

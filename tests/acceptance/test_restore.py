@@ -15,6 +15,7 @@ from mesh.services import restore as service
 from tests.acceptance.conftest import Place
 from tests.acceptance.test_coordinator import start
 from tests.integration.stores import begin, publish, record, take
+from tests.tokens import bearer
 
 
 def silent(place: Place, *names: str) -> None:
@@ -127,13 +128,13 @@ def test_a_file_of_another_namespace_is_refused(place: Place) -> None:
 def test_http_and_python_restore_the_same_way(place: Place) -> None:
     silent(place, "w1")
     url = start(place, "c1")[1]
-    rows = httpx2.get(f"{url}/v1/namespaces/{place.namespace}/agents").json()["agents"]
+    rows = httpx2.get(f"{url}/v1/namespaces/{place.namespace}/agents", headers=bearer()).json()["agents"]
     forget(place, "w1")
     work(place)
 
     def ask(query: str = "", **body: Any) -> httpx2.Response:
         whole = {"namespace": place.namespace, "agents": rows, **body}
-        return httpx2.post(f"{url}/v1/snapshots:restore{query}", json=whole, timeout=30)
+        return httpx2.post(f"{url}/v1/snapshots:restore{query}", json=whole, headers=bearer(), timeout=30)
 
     planned = ask("?dry_run=true")
     assert planned.status_code == 200 and planned.json()["agents"]["add"] == ["w1"]
@@ -147,7 +148,7 @@ def test_http_and_python_restore_the_same_way(place: Place) -> None:
         report = remote.restore(rows, tasks="requeue")
         assert {row["id"]: row["now"] for row in report["tasks"]["list"]} == {"runs": "queued"}
         assert remote.overview()["epoch"] == place.mesh.overview()["epoch"]
-    cluster = httpx2.get(f"{url}/v1/cluster").json()["epoch"]
+    cluster = httpx2.get(f"{url}/v1/cluster", headers=bearer()).json()["epoch"]
     assert cluster["restored_at"] and cluster["unfinished"] is False and cluster["gone_back"] is None
 
 

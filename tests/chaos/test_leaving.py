@@ -24,6 +24,7 @@ from tests.chaos.fleet import free_port
 from tests.chaos.matrix import fault
 from tests.chaos.stage import Stage
 from tests.chaos.test_coordinators import leader
+from tests.tokens import bearer
 
 AT_ONCE_S = 5.0  # milliseconds, on a machine that has nothing else to do
 HURRY = {"MESH_DRAIN_GRACE_MS": "1000"}
@@ -246,7 +247,7 @@ def test_an_agent_is_cordoned_under_load(stage: Stage, recovery: Recovery) -> No
 def answers(url: str, body: dict[str, Any] | None = None, timeout_s: float = 30) -> int:
     """The status of one request, without any retry."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"} if data else {})
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **bearer()})
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             answer.read()

@@ -27,6 +27,7 @@ from tests.chaos.conftest import Recovery
 from tests.chaos.matrix import fault
 from tests.chaos.sentinel import MAX_LAG_S, Failover
 from tests.chaos.stage import Stage
+from tests.tokens import bearer
 from tests.waiting import wait_until
 
 AGENTS = ("one", "two")
@@ -145,7 +146,8 @@ def answers(stage: Stage) -> int:
     """The coordinator's answer about an unknown task: 404, while Redis is away 503 with Retry-After, 0 for none."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        opener.open(f"{stage.url()}/v1/namespaces/stage/tasks/none", timeout=30).close()
+        url = f"{stage.url()}/v1/namespaces/stage/tasks/none"
+        opener.open(urllib.request.Request(url, headers=bearer()), timeout=30).close()
     except urllib.error.HTTPError as error:
         return error.code if error.code != 503 or error.headers["Retry-After"] else 0
     except OSError:

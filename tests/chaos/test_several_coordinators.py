@@ -28,6 +28,7 @@ from tests.chaos.fleet import ROOT, free_port
 from tests.chaos.matrix import fault
 from tests.chaos.stage import Stage
 from tests.chaos.test_coordinators import over_http, start
+from tests.tokens import bearer
 
 NAMES = ("c1", "c2", "c3")
 ROUNDS = 5  # of each caller, after each fault
@@ -38,7 +39,9 @@ CUT = (502, 503, 504)  # what HAProxy says of a request that it lost on the way
 def get(url: str, timeout_s: float = 100) -> tuple[int, Any]:
     """(status, body) of what answers there; errors of the network are raised."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=bearer()), timeout=timeout_s
+        ) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -54,7 +57,7 @@ class Bare:
     def submit(self, task_type: str, payload: Any, *, task_id: str, unsatisfiable: str) -> str:
         """Until it is accepted."""
         body = json.dumps({"type": task_type, "payload": payload, "unsatisfiable": unsatisfiable}).encode()
-        headers = {"content-type": "application/json", "idempotency-key": task_id}
+        headers = {"content-type": "application/json", "idempotency-key": task_id, **bearer()}
         request = urllib.request.Request(self.tasks, data=body, headers=headers)
         while True:
             try:
