@@ -24,7 +24,7 @@ from mesh.core.policies import parse as parse_policies
 from mesh.core.setting_rows import Setting, check, parse, shown
 from mesh.errors import Invalid
 
-__all__ = ["DEFAULT_FILE", "TABLE", "Setting", "Settings", "give_back", "withhold"]
+__all__ = ["DEFAULT_FILE", "TABLE", "Setting", "Settings", "give_back", "tell", "withhold"]
 
 DEFAULT_FILE = Path("config/production.json")
 """Read when it exists and ``MESH_CONFIG`` names no other; relative to the working directory."""
@@ -72,6 +72,9 @@ class Settings:
         "A command without an answer for so long means a dead connection: drop it and reconnect.")
     redis_connect_timeout_ms: int = _row("MESH_REDIS_CONNECT_TIMEOUT_MS", "redis.connectTimeout", "ms", 3_000,
         "A host that is gone must not hold a connection attempt for minutes.")
+    agent_redis_url: str | None = _row("MESH_AGENT_REDIS_URL", "redis.agentUrl", "URL", None,
+        "Where agents that join over HTTP reach Redis; by default the coordinator's own URL. Its user and password are left out.",
+        kind="url", schemes=_REDIS, secret=True)
 
     # -- this agent
     namespace: str = _row("AGENT_NAMESPACE MESH_NAMESPACE", "mesh.namespace", "name", "default",
@@ -91,6 +94,9 @@ class Settings:
         "Routing prefers the caller's region; coordinators carry one too.", named="region")
     agent_labels: Mapping[str, str] = _row("AGENT_LABELS", "mesh.agent.labels", "a=b,c=d", dict,
         "Free marks to select agents by.", kind="labels", named="label")
+    join_token: str | None = _row("MESH_JOIN_TOKEN", "mesh.agent.joinToken", "token", None,
+        "An agent without REDIS_URL registers with it at COORDINATOR_URL, and is told there all else that it needs "
+        "(docs/joining.md).", secret=True)
 
     # -- coordinator
     coordinator_url: str = _row("COORDINATOR_URL", "mesh.coordinatorUrl", "URLs", "http://coordinator:3000",
@@ -176,6 +182,9 @@ class Settings:
         "put aside.", low=1)
     token: str | None = _row("MESH_TOKEN", "mesh.token", "API token", None,
         "Shown to coordinators over HTTP; `mesh auth` makes one. Who has the secret needs none.", secret=True)
+    credentials_ttl_s: int = _row("MESH_CREDENTIALS_TTL_S", "mesh.credentialsTtl", "s", 3_600,
+        "What an agent gets that joins over HTTP is good for so long; it is renewed at half of it, and withdrawn after it.",
+        high=86_400)
     policy_file: str | None = _row("MESH_POLICY_FILE", "mesh.policyFile", "path", None,
         "Who may do what, by agent type and namespace (docs/security.md); without one, the table that is shipped.")
     env: str = _row("MESH_ENV", "mesh.env", "name", "production",
@@ -218,6 +227,7 @@ class Settings:
 
         Raises `Invalid` for a file that cannot be read, an unknown key of it, or a bad value.
         """
+        told = _told if environ is None else {}
         if environ is None:
             environ = {**_withheld, **os.environ}
         values: dict[str, Any] = {}
@@ -233,12 +243,19 @@ class Settings:
             if found is not None:
                 sources[row.attribute], raw = found
                 values[row.attribute] = parse(row, raw, sources[row.attribute])
+        values |= told
+        sources |= dict.fromkeys(told, "the coordinator")
         return cls(
             **values,
             port_was_asked="agent_port" in sources,
             warnings=_warnings(environ),
             sources=sources,
         )
+
+    @property
+    def joins(self) -> bool:
+        """Whether an agent with these settings joins over HTTP: it has a join token, and nobody says where Redis is."""
+        return self.join_token is not None and not self.was_set("redis_url")
 
     @property
     def coordinator_urls(self) -> tuple[str, ...]:
@@ -318,6 +335,18 @@ def give_back() -> None:
     """Undo `withhold`: for a process that is about to start itself anew."""
     os.environ.update(_withheld)
     _withheld.clear()
+
+
+# -- what a process is told that has joined
+
+_told: dict[str, Any] = {}
+
+
+def tell(settings: Settings, **values: Any) -> Settings:
+    """The settings with what a coordinator has told this process; whatever it and its forked children load has that, too."""
+    _told.update(values)
+    sources = {**settings.sources, **dict.fromkeys(values, "the coordinator")}
+    return dataclasses.replace(settings, sources=sources, **values)
 
 
 # -- where raw values come from

@@ -243,6 +243,9 @@ class Leaving:
             self._holdings.wake.set()
             self._ending.release()
             _thread.exit()
+        joining = self._worker.mesh_agent.joining
+        if joining is not None:
+            joining.leave()
         if self._worker.pidlock:
             self._worker.pidlock.release()
         kill_descendants()  # the pool may have replaced what was killed

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
+from celery.signals import worker_shutdown
 from celery.worker import state as worker_state
 
 from ..bus import runtime
 from ..bus.holdings import Holding, Holdings
+from ..bus.install import use_broker
 from ..bus.limits import end_overrun
 from ..bus.task import task_types
 from ..bus.transport import carries_tasks
@@ -23,7 +25,7 @@ from ..core.agents import condition
 from ..core.names import check_name
 from ..core.places import regional
 from ..core.requirements import capabilities_of, is_compound, satisfies
-from ..errors import Invalid, MeshError
+from ..errors import Invalid, MeshError, Unauthenticated
 from ..settings import Settings, give_back
 from ..store.client import safe_url
 from ..store.store import Store
@@ -31,6 +33,7 @@ from .beat import Beat
 from .events import answer_listeners
 from .health import HealthServer
 from .identity import Membership, join
+from .joining import Joining
 from .leaving import Leaving
 from .seclusion import keep_secrets
 
@@ -46,11 +49,26 @@ class Agent:
         self.worker, self.app = worker, worker.app
         self.namespace: str = self.app.conf.broker_transport_options["namespace"]
         self.settings = _settings(runtime.settings_of(self.namespace), options)
-        self.kids = self.settings.keyring.kids  # without a secret it ends here
-        self.store = runtime.store_of(self.namespace)
         self.consumer: Any = None
         self.isolated = "prefork" in type(worker.pool).__module__
         self.capabilities = self._capabilities()
+        self.joining = Joining(self.settings, self.capabilities) if self.settings.joins else None
+        if self.joining is not None:
+            self.settings = self.joining.join()
+            use_broker(self.app, self.settings)
+        try:
+            self._enter()
+        except BaseException:
+            if self.joining is not None:
+                self.joining.leave()
+            raise
+
+    def _enter(self) -> None:
+        """Join the namespace in Redis, and prepare all that the boot steps start."""
+        self.kids = (
+            self.joining.kids if self.joining is not None else self.settings.keyring.kids
+        )  # without a secret it ends here
+        self.store = runtime.store_of(self.namespace)
         self.health = HealthServer(
             self.settings.agent_port, asked=self.settings.port_was_asked, report=self.report
         )
@@ -76,7 +94,7 @@ class Agent:
         )
         self.holdings.region = self.settings.agent_region
         self.holdings.outbox.on_chords_due = self.complete_chords
-        self.leaving = Leaving(self.settings, self.membership, self.holdings, worker)
+        self.leaving = Leaving(self.settings, self.membership, self.holdings, self.worker)
         self.beat = Beat(
             self.settings,
             self.membership,
@@ -96,6 +114,8 @@ class Agent:
         )
         self._prepare_tasks()
         self._select_queues()
+        if self.joining is not None:
+            self.joining.on_cut_off, self.joining.on_usurped = self.cut_off, self.usurped
         runtime.become_agent(self.holdings, self.tell_revoked)
         answer_listeners()
 
@@ -161,14 +181,16 @@ class Agent:
         """The body of `/health`."""
         silent_s = time.monotonic() - self.beat.last_beat
         load, status = self.load(), "healthy"
+        trouble = self.joining.trouble if self.joining is not None else ""
         if self.leaving.begun:
             status = "draining"
         elif silent_s >= self.settings.lease_ms / 1000:
             status = "unhealthy"
-        elif load["condition"]:
+        elif load["condition"] or trouble:
             status = "degraded"
         return {
             "status": status,
+            **({"detail": trouble} if trouble else {}),
             **({"leaves_in_s": round(self.leaving.left_s, 1)} if self.leaving.begun else {}),
             "agent": self.membership.agent_id,
             "namespace": self.namespace,
@@ -276,6 +298,13 @@ class Agent:
         self.leaving.usurped = True
         worker_state.should_stop = 7
 
+    def cut_off(self, why: str) -> None:
+        """Neither Redis nor the coordinators let it in any more: what it runs is no longer its own."""
+        logger.critical("cut off, this agent ends: %s", why)
+        self.leaving.usurped = True
+        worker_state.should_stop = Unauthenticated.exit_code
+        self.leaving.begin("coordinator", 0.0)
+
     # -- its life
 
     def start(self) -> None:
@@ -287,6 +316,11 @@ class Agent:
         self.beat.start()
         self.leaving.start()
         self.health.start()
+        if self.joining is not None:
+            self.joining.start()
+            worker_shutdown.connect(
+                lambda **_: self.joining.leave(), weak=False
+            )  # when all connections are closed
         logger.info(
             "agent %s joined namespace %s on %s: capabilities %s, %d slots, health on port %d",
             self.membership.agent_id,

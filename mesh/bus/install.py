@@ -76,6 +76,14 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
     return app
 
 
+def use_broker(app: Celery, settings: Settings) -> None:
+    """Tell `app` where Redis is, before it has connected: an agent that joins over HTTP learns it late."""
+    runtime.configure(settings)
+    app.conf.update(broker_url=stand_in(settings.redis_url))
+    app._backend_cache = None
+    app._local.__dict__.pop("backend", None)
+
+
 def _with_broker_of(app: Celery, settings: Settings) -> Settings:
     """The settings; without REDIS_URL, with the Redis that the application itself names."""
     named = app.conf.broker_url

@@ -102,7 +102,8 @@ def command(
         os.environ.pop("MESH_REGION", None)
     check_modules(include)
     settings = load_settings()  # what is wrong is told before Celery is loaded
-    _ = settings.keyring
+    if not settings.joins:
+        _ = settings.keyring
     words = worker_command(
         pool=pool, concurrency=concurrency, log_level=settings.log_level, include=tuple(include)
     )

@@ -12,6 +12,8 @@ from mesh.coordinator.waiting import Ends, Waiting
 from mesh.core.names import check_name
 from mesh.errors import Invalid, NotFound
 from mesh.services.audit import Audit
+from mesh.services.joining import Issuer
+from mesh.store.redis_users import RedisUsers
 from mesh.store.store import Store
 
 __all__ = ["Front"]
@@ -29,6 +31,11 @@ class Front:
         self.settings = coordinator.settings
         self.gate = Gate(self.settings)
         self.audit = Audit(coordinator.store.client, self.settings.namespace)
+        self.issuer = Issuer(
+            settings=self.settings,
+            users=RedisUsers(coordinator.store.client),
+            kid=lambda: self.settings.keyring.kids[0],
+        )
         self.submitter = Submitter()
         self.ends = Ends(coordinator.store.client)
         self.waiting = Waiting(self.ends)

@@ -10,18 +10,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mesh.coordinator.leadership import Leadership
 from mesh.core.agents import Health
 from mesh.errors import StaleFence, StoreUnavailable
-from mesh.services import agents
+from mesh.services import agents, joining
 from mesh.store.agents import Lead
 from mesh.store.coordinators import Coordinators
+from mesh.store.redis_users import Joined, RedisUsers
 from mesh.store.store import Store
 
-__all__ = ["HealthCheck", "Loop", "Reap", "Report", "Runner", "Tick"]
+__all__ = ["HealthCheck", "Loop", "Reap", "Report", "Runner", "Tick", "Withdraw"]
 logger = logging.getLogger(__name__)
 Complete = Callable[[list[str]], None]
 
@@ -132,6 +133,32 @@ class HealthCheck:
                 "coordinators_forgotten": self._coordinators.forget_gone(),
             }
         )
+
+
+class Withdraw:
+    """Takes back what agents that joined over HTTP were given, of the whole mesh: when it has ended, when they were revoked or
+    are gone."""
+
+    name, every_s = "withdraw", 2.0
+
+    def __init__(self, store: Store, revoked: Callable[[Joined], bool]) -> None:
+        self._users, self._revoked = RedisUsers(store.client), revoked
+        self._own = store
+
+    def _store(self, namespace: str) -> Store:
+        if namespace == self._own.keys.namespace:
+            return self._own
+        return Store(replace(self._own.settings, namespace=namespace), client=self._own.client)
+
+    def run_once(self, lead: Lead) -> Report:
+        """One run."""
+        left = joining.sweep(self._users, self._store, self._revoked)
+        for one in left:
+            logger.warning(
+                "the credentials of agent %s of namespace %s were withdrawn: %s",
+                one.joined.agent, one.joined.namespace, one.why,
+            )  # fmt: skip
+        return Report(counts={"withdrawn": len(left)})
 
 
 @dataclass(kw_only=True)

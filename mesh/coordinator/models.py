@@ -95,6 +95,39 @@ class DrainBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     grace_ms: Annotated[int, Meta(ge=0, le=LONGEST_GRACE_MS)] | None = None
 
 
+PublicKey = Annotated[
+    str, Meta(description="Ed25519, base64url without padding.", pattern="^[A-Za-z0-9_-]{43}$")
+]
+Capabilities = Annotated[tuple[Name, ...], Meta(min_length=1, max_length=256)]
+
+
+class JoinBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An agent that wants to join. `public_key` is of a key pair that it has just made, and keeps to itself."""
+
+    id: Name
+    capabilities: Capabilities
+    public_key: PublicKey
+
+
+class HeartbeatBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A joined agent, and what it has."""
+
+    life: Annotated[str, Meta(min_length=1, max_length=64)]
+    capabilities: Capabilities
+    public_key: PublicKey
+    kids: Annotated[tuple[str, ...], Meta(max_length=8, description="Of its task keys.")] = ()
+    password_hash: (
+        Annotated[
+            str, Meta(pattern="^[0-9a-f]{64}$", description="SHA-256 of its Redis password, in hexadecimal.")
+        ]
+        | None
+    ) = None
+    refused: Annotated[bool, Meta(description="Redis does not take its password, or refuses a command.")] = (
+        False
+    )
+    renew: Annotated[bool, Meta(description="It wants new credentials: those that it has end soon.")] = False
+
+
 class DeadLetterBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which dead letters: those named, or those that a filter takes, or all."""
 
@@ -317,6 +350,45 @@ class Why(Struct, kw_only=True):
     position: Count | None
     capable: list[str]
     not_capable: list[NotCapable]
+
+
+class RedisAccess(Struct, kw_only=True):
+    """How an agent logs in to Redis. `reach`: `own`, a user limited to its namespace, or `shared`, that of the coordinator."""
+
+    url: str
+    username: str | None
+    password: str | None
+    reach: Literal["own", "shared"]
+
+
+class Granted(Struct, kw_only=True):
+    """What an agent works with. Task keys: base64, by the id of the secret that they come from."""
+
+    agent_type: str
+    redis: RedisAccess
+    task_keys: Annotated[
+        dict[str, Any],
+        Meta(description="`namespace`, `capabilities` (its queues' keys), `trusted` (agents' certificates)."),
+    ]
+    certificate: Annotated[str, Meta(description="Binds the agent's public key to what it may submit.")]
+    kids: list[str]
+
+
+class Membership(Struct, kw_only=True):
+    """A joined agent. `granted` is null where it has what it needs."""
+
+    id: str
+    namespace: str
+    life: Annotated[str, Meta(description="This joining: to be told when it renews or leaves.")]
+    expires_at: Time
+    expires_in_s: Seconds
+    granted: Granted | None
+
+
+class Withdrawn(Struct, kw_only=True):
+    """Whether there was anything to withdraw."""
+
+    withdrawn: bool
 
 
 class AgentView(Struct, kw_only=True):

@@ -12,7 +12,7 @@ from typing import Any
 
 from mesh import __version__
 from mesh.coordinator.leadership import Leadership
-from mesh.coordinator.loops import Complete, HealthCheck, Reap, Runner, Tick
+from mesh.coordinator.loops import Complete, HealthCheck, Reap, Runner, Tick, Withdraw
 from mesh.errors import Conflict, MeshError
 from mesh.services.agents import counts, discover
 from mesh.services.views import iso
@@ -47,6 +47,7 @@ class Coordinator:
                 Reap(self.store, complete_chords),
                 Tick(self.store, complete_chords),
                 HealthCheck(self.store, self.coordinators),
+                Withdraw(self.store, lambda _: False),
             ),
         )
 

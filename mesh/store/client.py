@@ -20,6 +20,7 @@ import redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from mesh.errors import StoreUnavailable
+from mesh.store import credentials
 from mesh.store.connections import NOT_NOW, NotNow, Sentinels, code_of, connection_options, parse
 
 __all__ = [
@@ -83,6 +84,9 @@ class Client:
             self._kind, self._options = parse(url, connection_options(connect_timeout_ms, socket_timeout_ms))
         except ValueError as error:
             raise StoreUnavailable(f"REDIS_URL {safe_url(url)!r} is not a Redis URL: {error}") from error
+        provider = credentials.of(url)
+        if provider is not None:
+            self._options["credential_provider"] = provider
         self._free: deque[redis.Connection] = deque()
         self._pid = os.getpid()
 
@@ -92,6 +96,20 @@ class Client:
         found: Sentinels | None = self._options.get("sentinels")
         return found
 
+    @property
+    def login(self) -> tuple[str | None, str | None]:
+        """(user, password) that its connections log in with."""
+        provider = self._options.get("credential_provider")
+        if provider is not None:
+            user, password = provider.current
+            return user, password
+        return self._options.get("username"), self._options.get("password")
+
+    @property
+    def database(self) -> int:
+        """The number of the database."""
+        return int(self._options.get("db") or 0)
+
     def connection(self) -> redis.Connection:
         """A fresh connection, not connected and not pooled: for blocking waits and subscriptions."""
         connection: redis.Connection = self._kind(**self._options)
@@ -99,7 +117,7 @@ class Client:
 
     def pool_options(self, **more: Any) -> dict[str, Any]:
         """Arguments of a redis-py pool of connections like ours: for Kombu and Celery."""
-        return {**self._options, "db": self._options.get("db") or 0, "connection_class": self._kind, **more}
+        return {**self._options, "db": self.database, "connection_class": self._kind, **more}
 
     def redis_py(self, **more: Any) -> redis.Redis:
         """A redis-py client on connections like ours."""

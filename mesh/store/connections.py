@@ -23,6 +23,7 @@ import redis
 from redis.exceptions import ResponseError
 
 from mesh.core.setting_rows import split_hosts
+from mesh.store.credentials import REFUSALS, Credentials
 
 __all__ = [
     "HEALTH_CHECK_S",
@@ -90,6 +91,8 @@ class _OurConnection:
             redis.ConnectionError,
         ) as error:  # redis-py takes LOADING and NOAUTH for the latter
             code = code_of(error)
+            if code in REFUSALS and isinstance(self.credential_provider, Credentials):  # type: ignore[attr-defined]
+                self.credential_provider.on_refused(code)  # type: ignore[attr-defined]
             if code not in NOT_NOW:
                 raise
             not_now = NotNow(code, str(error))

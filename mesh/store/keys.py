@@ -117,6 +117,7 @@ NAMESPACES = "mesh:{mesh}:namespaces"
 COORDINATORS = "mesh:{mesh}:coordinators"
 COORDINATOR = "mesh:{mesh}:coordinator:"
 AUDIT = "mesh:{mesh}:audit"
+JOINED = "mesh:{mesh}:joined"  # hash `<namespace>/<agent>` -> what agents that joined over HTTP were issued
 
 
 class Keys:

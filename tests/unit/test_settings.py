@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import Invalid
-from mesh.settings import TABLE, Setting, Settings
+from mesh.settings import TABLE, Setting, Settings, tell
 
 ROWS = {row.attribute: row for row in TABLE}
 
@@ -107,6 +107,7 @@ def _example(row: Setting) -> tuple[str, object]:
         "heartbeat_interval_ms": ("5000", 5000),
         "unhealthy_threshold_ms": ("90000", 90000),
         "redis_url": ("rediss://:pw@redis.example:6380/1", "rediss://:pw@redis.example:6380/1"),
+        "agent_redis_url": ("redis://redis.example:6380/1", "redis://redis.example:6380/1"),
         "coordinator_url": ("https://a:3000,http://b", "https://a:3000,http://b"),
     }
     kinds: dict[str, tuple[str, object]] = {
@@ -281,3 +282,13 @@ def test_keys_come_from_both_secrets_and_a_missing_one_is_told() -> None:
         _ = Settings().keyring
     with pytest.raises(Invalid, match="MESH_JWT_SECRET_NEW has 5 bytes"):
         _ = Settings(jwt_secret=old, jwt_secret_new="short").keyring
+
+
+def test_what_a_coordinator_told_is_in_all_that_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.settings._told", {})
+    before = Settings.load({"MESH_JOIN_TOKEN": "a.b.c"})
+    assert before.joins and "a.b.c" not in repr(before)
+    after = tell(before, redis_url="redis://told:1/0")
+    assert after.was_set("redis_url") and not after.joins
+    assert Settings.load().redis_url == "redis://told:1/0"
+    assert Settings.load({}).redis_url == "redis://localhost:6379"

@@ -1,0 +1,142 @@
+"""Redis users of joined agents: one each, with a random password and the rights of the role `agent` in its namespace.
+
+What was issued is written down under one key of the whole mesh, without the passwords: of those only hashes, as Redis keeps them.
+Redis forgets its users when it restarts or when a replica takes over; from what is written down they are made anew, and the
+password that an agent has is good again. Two passwords are alive during a renewal: the one in use, and the new one.
+
+Where Redis has no users, or the coordinator's own may not make any, agents get what the coordinator itself logs in with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from dataclasses import dataclass
+
+import msgspec
+
+from mesh.core.redis_rights import rules
+from mesh.store.client import Client, ResponseError, pack
+from mesh.store.keys import JOINED
+
+__all__ = ["OWN", "SHARED", "Joined", "Login", "RedisUsers", "password_hash"]
+logger = logging.getLogger(__name__)
+
+OWN, SHARED = "own", "shared"
+_PASSWORD_BYTES = 32
+
+
+class Joined(msgspec.Struct, frozen=True, kw_only=True):
+    """What was issued to one agent. Times in ms by Redis's clock."""
+
+    namespace: str
+    agent: str
+    life: str  # of the agent: one joining
+    subject: str  # of the join token, and when and as what it was issued: what a revocation names
+    jti: str
+    issued_at_s: int
+    capabilities: tuple[str, ...]
+    reach: str
+    hashes: tuple[str, ...] = ()  # of the passwords, the newest first
+    expires_ms: int
+    seen_ms: int  # when the agent was last heard of over HTTP
+
+    @property
+    def user(self) -> str:
+        """Its name in Redis."""
+        return f"mesh:{self.namespace}:{self.agent}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Login:
+    """What an agent logs in with; `reach`: own or shared."""
+
+    reach: str
+    username: str | None
+    password: str | None
+
+    def __repr__(self) -> str:
+        return f"Login(reach={self.reach!r}, username={self.username!r})"
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Joined).decode
+
+
+def password_hash(password: str) -> str:
+    """What Redis keeps of a password (SHA-256, 64 hexadecimal digits); it is random, so that is enough."""
+    return hashlib.sha256(password.encode()).hexdigest()
+
+
+class RedisUsers:
+    """The users of joined agents on one Redis. Everything here raises `StoreUnavailable`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._told = False  # why agents get no users of their own
+
+    def get(self, namespace: str, agent: str) -> Joined | None:
+        """What was issued to an agent, if it has not been withdrawn."""
+        raw = self._client.execute("HGET", JOINED, f"{namespace}/{agent}")
+        return _decode(raw) if raw else None
+
+    def all(self) -> list[Joined]:
+        """What was issued to all agents of the mesh."""
+        return [_decode(raw) for raw in self._client.execute("HVALS", JOINED)]
+
+    def issue(self, joined: Joined, *, in_use: str | None = None) -> tuple[Joined, Login]:
+        """A new password for an agent; the one whose hash is `in_use` stays good until the next."""
+        password = secrets.token_urlsafe(_PASSWORD_BYTES)
+        hashes = [password_hash(password)] + [one for one in joined.hashes if one == in_use]
+        own = msgspec.structs.replace(joined, reach=OWN, hashes=tuple(hashes))
+        self.note(own)  # before there is a user that nobody would withdraw
+        if self._make(own):
+            return own, Login(reach=OWN, username=own.user, password=password)
+        shared = msgspec.structs.replace(joined, reach=SHARED, hashes=())
+        self.note(shared)
+        user, shared_password = self._client.login
+        return shared, Login(reach=SHARED, username=user, password=shared_password)
+
+    def note(self, joined: Joined) -> None:
+        """Write down what is issued now."""
+        self._client.execute("HSET", JOINED, f"{joined.namespace}/{joined.agent}", _encode(joined))
+
+    def restore(self, joined: Joined, *, always: bool = False) -> None:
+        """Make the user anew if Redis has forgotten it; `always`: also what it may do, which may have changed."""
+        if joined.reach == OWN and (always or self._client.execute("ACL", "GETUSER", joined.user) is None):
+            self._make(joined)
+
+    def _make(self, joined: Joined) -> bool:
+        """Whether Redis has taken the user."""
+        words = rules("agent", joined.namespace, database=self._client.database)
+        command = [
+            "ACL",
+            "SETUSER",
+            joined.user,
+            "reset",
+            "on",
+            *(f"#{one}" for one in joined.hashes),
+            *words,
+        ]
+        reply = self._client.calls([pack(command)], 1)[0]
+        if not isinstance(reply, ResponseError):
+            self._client.checked(reply)
+            return True
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "Joined agents get the coordinator's own access to Redis, which is no user of their own to be limited: %s",
+                reply,
+            )
+        return False
+
+    def withdraw(self, joined: Joined) -> bool:
+        """Delete the user, which ends its connections, and forget it; False if it has joined anew meanwhile."""
+        now = self.get(joined.namespace, joined.agent)
+        if now is None or now.life != joined.life:
+            return False
+        if joined.reach == OWN:
+            self._client.execute("ACL", "DELUSER", joined.user)
+        self._client.execute("HDEL", JOINED, f"{joined.namespace}/{joined.agent}")
+        return True

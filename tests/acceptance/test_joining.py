@@ -1,0 +1,305 @@
+"""Agents that join over HTTP, as processes: what they can do, what they cannot, how they end."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from mesh.store.embedded import Server, start_server
+from tests.acceptance.conftest import CELERY, Place, make_place
+from tests.acceptance.joined import Mesh, join_token, start
+from tests.waiting import wait_until
+
+TASKS = """
+import os
+import time
+from mesh import Mesh, task
+
+@task("double")
+def double(payload):
+    return 2 * payload
+
+@task("pause")
+def pause(payload):
+    time.sleep(payload["for_s"])
+    with open(payload["ran"], "a") as ran:
+        ran.write(payload["name"] + " " + str(os.getpid()) + "\\n")
+    return payload["name"]
+
+@task("outer")
+def outer(payload):
+    return [Mesh().submit("double", one).result(timeout_s=30) for one in payload]
+
+@task("look")
+def look(payload):
+    agent = os.getpid() if payload == "solo" else os.getppid()
+    with open(f"/proc/{agent}/environ") as environ, open(f"/proc/{agent}/cmdline") as cmdline:
+        return [str(dict(os.environ)), environ.read(), cmdline.read()]
+"""
+
+
+@pytest.fixture
+def fleet(place: Place) -> Mesh:
+    (place.folder / "tasks.py").write_text(TASKS)
+    _, url = start(place, "c1")
+    return Mesh(place, url)
+
+
+def call(url: str, method: str, path: str, token: str, body: Any = None) -> tuple[int, Any]:
+    """One request."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url + path, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def a_key() -> str:
+    return base64.urlsafe_b64encode(secrets.token_bytes(32)).rstrip(b"=").decode()
+
+
+def test_an_agent_joins_with_a_token_only_works_and_leaves(fleet: Mesh) -> None:
+    """Its environment has no address of Redis and no secret; it works, also from inside its tasks, and leaves nothing."""
+    place = fleet.place
+    token = join_token(place.namespace)
+    process = fleet.agent("w1", "--pool", "prefork", "--concurrency", "2", "-I", "tasks", token=token)
+    joined = fleet.joined("w1")
+    assert joined is not None and joined.reach == "own" and fleet.users() == [f"mesh:{place.namespace}:w1"]
+    assert place.mesh.submit("outer", [1, 21]).result(timeout_s=60) == [2, 42]
+    seen = "".join(place.mesh.submit("look", "prefork").result(timeout_s=30))
+    assert token not in seen and "redis://" not in seen
+    process.terminate()
+    assert process.wait() == 0, process.output()
+    assert fleet.joined("w1") is None and fleet.users() == []
+    assert "Traceback" not in process.output() and token not in process.output()
+
+
+REFUSED = {
+    "of another mesh": (lambda ns: join_token(ns, secret=secrets.token_hex(32)), "ocr", "token is missing or not valid"),
+    "expired": (lambda ns: join_token(ns, now_s=1_000_000_000, ttl_s=60), "ocr", "token is missing or not valid"),
+    "of another kind": (lambda ns: join_token(ns, kind="api"), "ocr", "token is missing or not valid"),
+    "no token at all": (lambda ns: "x.y.z", "ocr", "token is missing or not valid"),
+    "beyond the token": (lambda ns: join_token(ns, capabilities=["pdf"]), "ocr", "the token is for capabilities pdf"),
+    "beyond the policy": (lambda ns: join_token(ns, agent_type="viewer"), "ocr", "grants register"),
+    "of another namespace": (lambda ns: join_token("another"), "ocr", "There is no namespace"),
+}  # fmt: skip
+
+
+def test_who_may_not_join_is_told_in_one_sentence(fleet: Mesh) -> None:
+    place = fleet.place
+    started = {
+        why: place.start(
+            "deploy", "--agent-id", "w1", "--pool", "solo", "--capabilities", capability,
+            **fleet.environment(make(place.namespace)),
+        )
+        for why, (make, capability, _) in REFUSED.items()
+    }  # fmt: skip
+    for why, process in started.items():
+        code = process.wait(60)
+        lines = [line for line in process.output().splitlines() if line.startswith("Error:")]
+        expected = 3 if why == "of another namespace" else 4
+        assert code == expected and len(lines) == 1 and REFUSED[why][2] in lines[0], (why, process.output())
+        assert "Traceback" not in process.output(), why
+    assert fleet.joined("w1") is None and fleet.users() == [] and place.discover() == []
+
+
+def test_what_an_agent_is_given_reaches_its_namespace_only(fleet: Mesh) -> None:
+    place, path = fleet.place, f"/v1/namespaces/{fleet.place.namespace}/agents"
+    token = join_token(place.namespace, capabilities=["ocr", "pdf"])
+    body = {"id": "w1", "capabilities": ["ocr"], "public_key": a_key()}
+    status, answer = call(fleet.url, "POST", path, token, body)
+    assert status == 201 and answer["granted"]["redis"]["reach"] == "own"
+    assert "@" not in answer["granted"]["redis"]["url"]
+    assert set(answer["granted"]["task_keys"]["capabilities"]) == set(answer["granted"]["kids"])
+    assert all(set(keys) == {"ocr"} for keys in answer["granted"]["task_keys"]["capabilities"].values())
+    login = answer["granted"]["redis"]
+    client = fleet.client(login["username"], login["password"])
+    assert client.ping()
+    for command in (
+        ("GET", "mesh:{another}:pulse"),
+        ("HGETALL", "mesh:{mesh}:joined"),
+        ("XRANGE", "mesh:{mesh}:audit", "-", "+"),
+        ("SET", "mesh:{mesh}:coordinator:c1", "x"),
+        ("CONFIG", "GET", "*"),
+        ("CONFIG", "SET", "maxmemory", "1"),
+        ("ACL", "LIST"),
+        ("ACL", "SETUSER", login["username"], "allkeys"),
+        ("FLUSHALL",),
+        ("FLUSHDB",),
+        ("KEYS", "*"),
+        ("SCAN", "0"),
+        ("SCRIPT", "FLUSH"),
+        ("DEBUG", "SLEEP", "0"),
+        ("MODULE", "LIST"),
+        ("CLIENT", "LIST"),
+        ("SHUTDOWN", "NOSAVE"),
+        ("MONITOR",),
+        ("PSUBSCRIBE", "*"),
+    ):
+        with pytest.raises(redis.ResponseError, match=r"permission|not allowed"):
+            client.execute_command(*command)
+    # Who is live is not replaced; another life neither renews nor leaves for it.
+    status, problem = call(fleet.url, "POST", path, token, body)
+    assert status == 409 and "already running" in problem["detail"]
+    beat = {"life": "another", "capabilities": ["ocr"], "public_key": body["public_key"]}
+    assert call(fleet.url, "PUT", f"{path}/w1/heartbeat", token, beat)[0] == 409
+    assert call(fleet.url, "DELETE", f"{path}/w1?life=another", token) == (200, {"withdrawn": False})
+    beat["life"] = answer["life"]
+    assert call(fleet.url, "PUT", f"{path}/w1/heartbeat", token, {**beat, "capabilities": ["cpu"]})[0] == 403
+    assert call(fleet.url, "DELETE", f"{path}/w1?life={answer['life']}", token) == (200, {"withdrawn": True})
+    with pytest.raises(redis.ConnectionError):
+        client.ping()
+    # A join token opens nothing else, and no other token joins.
+    assert call(fleet.url, "GET", path, token)[0] == 401
+    api = join_token(place.namespace, kind="api")
+    assert call(fleet.url, "POST", path, api, body)[0] == 401
+    status, problem = call(fleet.url, "POST", path, token, {**body, "public_key": "A" * 42 + "*"})
+    assert status == 422 and "public_key" in problem["detail"]
+
+
+# -- faults
+
+
+class Load:
+    """Tasks that write down each of their runs."""
+
+    def __init__(self, fleet: Mesh, number: int, for_s: float = 0.1) -> None:
+        self.ran, self.place = fleet.place.folder / "ran", fleet.place
+        payloads = [{"name": f"t{n}", "for_s": for_s, "ran": str(self.ran)} for n in range(number)]
+        self.handles = self.place.mesh.submit_many("pause", payloads)
+        self.names = [payload["name"] for payload in payloads]
+
+    def runs(self) -> list[str]:
+        return [line.split()[0] for line in self.ran.read_text().splitlines()] if self.ran.exists() else []
+
+    def wait_until_begun(self, number: int) -> None:
+        wait_until(lambda: len(self.runs()) >= number, 60, f"{number} tasks to have run")
+
+    def check(self, *, again: int = 0) -> None:
+        """Each has its result; at most `again` of them ran twice."""
+        assert [handle.result(timeout_s=90) for handle in self.handles] == self.names
+        runs = self.runs()
+        assert set(runs) == set(self.names) and len(runs) - len(self.names) <= again, len(runs)
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    with start_server() as server:
+        yield server
+
+
+@pytest.fixture
+def own_fleet(own_server: Server, namespace: str, tmp_path: Path) -> Iterator[Mesh]:
+    """On a Redis of its own, which may be restarted."""
+    with make_place(own_server.url, namespace, tmp_path) as place:
+        (place.folder / "tasks.py").write_text(TASKS)
+        _, url = start(place, "c1", MESH_CREDENTIALS_TTL_S="8")
+        yield Mesh(place, url)
+
+
+PREFORK = ("--pool", "prefork", "--concurrency", "2", "-I", "tasks")
+
+
+@pytest.mark.ci
+def test_credentials_are_renewed_under_load(own_fleet: Mesh) -> None:
+    own_fleet.agent("w1", *PREFORK)
+    seen = set()
+
+    def renewed() -> bool:
+        joined = own_fleet.joined("w1")
+        seen.update(joined.hashes[:1] if joined else ())
+        return len(seen) >= 4
+
+    load = Load(own_fleet, 250)
+    wait_until(renewed, 60, "three renewals")
+    load.check()
+    joined = own_fleet.joined("w1")
+    assert joined is not None and len(joined.hashes) == 2
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_redis_restarts_and_forgets_the_users(own_fleet: Mesh, own_server: Server, pool: str) -> None:
+    own_fleet.agent("w1", "--pool", pool, "--concurrency", "2", "-I", "tasks")
+    load = Load(own_fleet, 150)
+    load.wait_until_begun(10)
+    own_server.restart()
+    load.wait_until_begun(60)
+    load.check(again=8)
+    assert own_fleet.users()
+    assert own_fleet.place.mesh.submit("outer", [4]).result(timeout_s=30) == [8]
+
+
+def health(process_port: int) -> dict[str, Any]:
+    status, body = call(f"http://127.0.0.1:{process_port}", "GET", "/health", "none")
+    return {"http": status, **body}
+
+
+def port_of(place: Place, agent_id: str) -> int:
+    return int((place.mesh.store.agents.get(agent_id) or {})["port"])
+
+
+@pytest.mark.ci
+def test_an_agent_works_on_while_no_coordinator_answers(place: Place) -> None:
+    (place.folder / "tasks.py").write_text(TASKS)
+    coordinator, url = start(place, "c1")
+    fleet = Mesh(place, url, {"HEARTBEAT_INTERVAL_MS": "500", "UNHEALTHY_THRESHOLD_MS": "5000"})
+    fleet.agent("w1", *PREFORK)
+    port = port_of(place, "w1")
+    assert health(port)["status"] == "healthy"
+    coordinator.kill()
+    wait_until(lambda: health(port)["status"] == "degraded", 20, "the agent to notice")
+    found = health(port)
+    assert found["http"] == 200 and "no coordinator answers" in found["detail"]
+    assert place.mesh.submit("double", 4).result(timeout_s=30) == 8
+    start(place, "c2", "--port", url.rpartition(":")[2])
+    wait_until(lambda: health(port)["status"] == "healthy", 40, "the agent to be well again")
+
+
+@pytest.mark.ci
+def test_who_is_killed_is_withdrawn_and_his_tasks_go_to_others(place: Place) -> None:
+    _, url = start(place, "c1", MESH_CREDENTIALS_TTL_S="6")
+    fleet = Mesh(place, url)
+    fleet.agent("dies", "--pool", "prefork", "--concurrency", "1", "-I", "tasks")
+    gate = place.gate()
+    handle = place.mesh.submit("gate", gate.payload)
+    gate.wait_until_started()
+    fleet.agent("lives", "--pool", "prefork", "--concurrency", "1", "-I", "tasks")
+    place.running[1].kill()
+    wait_until(
+        lambda: gate.starts() == ["dies", "lives"] or len(gate.starts()) == 2, 20, "the other to take it over"
+    )
+    gate.open()
+    assert handle.result(timeout_s=30) == "through"
+    wait_until(lambda: fleet.joined("dies") is None, 30, "the dead one's credentials to end")
+    assert fleet.users() == [f"mesh:{place.namespace}:lives"]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("pool", ["solo", "threads", "gevent"])
+def test_other_pools(fleet: Mesh, pool: str) -> None:
+    place = fleet.place
+    if pool == "gevent":
+        pytest.importorskip("gevent")
+    words = ["--concurrency", "2"] if pool != "solo" else []
+    process = fleet.agent("w1", "--pool", pool, *words, "-I", "tasks")
+    assert place.mesh.submit("double", 4).result(timeout_s=30) == 8
+    if pool != "solo":  # which would wait for itself
+        assert place.mesh.submit("outer", [4]).result(timeout_s=30) == [8]
+    answered = place.run("inspect", "ping", "--timeout", "5", command=CELERY)
+    assert "pong" in answered.stdout, answered.stderr
+    process.terminate()
+    assert process.wait() == 0, process.output()
+    assert fleet.users() == [] and "Traceback" not in process.output()
