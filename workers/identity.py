@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Conflict
+from ..services import audit
 from ..settings import Settings
 from ..store.agents import Joined
 from ..store.store import Store
@@ -129,8 +130,23 @@ def _join_as(
         # Another host had it, and may be dead: its last beat decides within one lease.
         time.sleep(_POLL_S)
     _take_over(store, agent_id, joined)
+    offered = f"capabilities {', '.join(capabilities)}"
+    audit.tell(store, subject=agent_id, source=fields["address"], action="register", object=offered)
     return Membership(
         agent_id=agent_id, incarnation=joined.incarnation, capabilities=capabilities, fields=fields
+    )
+
+
+def leave(store: Store, membership: Membership) -> None:
+    """Deregister. Raises `StoreUnavailable`."""
+    store.agents.leave(membership.agent_id, membership.incarnation)
+    source = str(membership.fields["address"])
+    audit.tell(
+        store,
+        subject=membership.agent_id,
+        source=source,
+        action="leave",
+        object=f"agent {membership.agent_id}",
     )
 
 

@@ -38,7 +38,7 @@ from ..settings import Settings
 from ..store.store import Store
 from ..store.tasks import Entry
 from .beat import start_native_thread
-from .identity import Membership
+from .identity import Membership, leave
 
 logger = logging.getLogger(__name__)
 _LOOK_S = 0.05  # while it leaves
@@ -218,7 +218,7 @@ class Leaving:
         batch = holdings.outbox.take()
         steps: list[Callable[[], object]] = [lambda: store.tasks.release(given_back)] if given_back else []
         if not self.usurped:
-            steps.append(lambda: store.agents.leave(self._membership.agent_id, self._membership.incarnation))
+            steps.append(lambda: leave(store, self._membership))
         if batch is not None:
             steps.insert(0, lambda: store.tasks.together(batch.calls))
         self._worker.mesh_agent.beat.stop()

@@ -32,7 +32,7 @@ from ..store.store import Store
 from .beat import Beat
 from .events import answer_listeners
 from .health import HealthServer
-from .identity import Membership, join
+from .identity import Membership, join, leave
 from .joining import Joining
 from .leaving import Leaving
 from .seclusion import keep_secrets
@@ -345,7 +345,7 @@ class Agent:
             try:
                 self.holdings.release([holding for holding in self.holdings.held() if not holding.ended])
                 self.beat.stop()
-                self.store.agents.leave(self.membership.agent_id, self.membership.incarnation)
+                leave(self.store, self.membership)
             except MeshError as error:
                 logger.warning("left without saying so: %s", error)
         self.beat.stop()

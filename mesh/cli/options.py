@@ -128,4 +128,4 @@ def open_mesh(**changes: Any) -> Mesh:
     from mesh.client import Mesh
 
     settings = dataclasses.replace(load_settings(local=False), **changes)
-    return Mesh(settings=settings, coordinator_url=_chosen["url"])
+    return Mesh(settings=settings, coordinator_url=_chosen["url"]).recorded()

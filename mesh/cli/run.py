@@ -47,6 +47,7 @@ SECTIONS = {
         "drain": ("mesh.cli.agent:drain", "Let an agent finish its work, and leave."),
         "restore": ("mesh.cli.restore:command", "Restore the registry; deal with the tasks of a restored Redis."),
         "secret": ("mesh.cli.secret:group", "Make the secret of a mesh."),
+        "audit": ("mesh.cli.audit:command", "Who did or was refused what."),
         "config": ("mesh.cli.config:group", "Show the settings, check a configuration file."),
         "completion": ("mesh.cli.completion:command", "Print a script that completes words in your shell."),
     },

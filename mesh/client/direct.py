@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from mesh.client.listener import Ended, Listener
 from mesh.client.ports import Page, Settled, Tell
 from mesh.core.states import HELD
 from mesh.errors import NotFound
-from mesh.services import agents, dead_letters, listing, tasks, types, views
+from mesh.services import agents, audit, dead_letters, listing, tasks, types, views
 from mesh.services import restore as restores
 from mesh.services.agents import AgentInfo
 from mesh.services.tasks import Options
@@ -33,6 +34,7 @@ class Direct:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.recorded = False  # in the audit log
         self.store = Store(settings)
         self._listener: Listener | None = None
         self._lock = threading.Lock()
@@ -105,11 +107,14 @@ class Direct:
 
     def cancel(self, task_id: str, reason: str) -> bool:
         """See `Handle`."""
-        return tasks.cancel(self.store, task_id, reason)
+        done = tasks.cancel(self.store, task_id, reason)
+        self._record("cancel", f"task {task_id}", "" if done else "it had ended")
+        return done
 
     def retry(self, task_id: str) -> None:
         """See `Handle`."""
         tasks.retry(self.store, task_id)
+        self._record("retry", f"task {task_id}")
 
     # -- the namespace
 
@@ -120,10 +125,12 @@ class Direct:
     def cordon(self, agent_id: str, on: bool) -> None:
         """See `Mesh`."""
         agents.cordon(self.store, agent_id, on)
+        self._record("cordon" if on else "uncordon", f"agent {agent_id}")
 
     def drain(self, agent_id: str, grace_s: float | None) -> None:
         """See `Mesh`."""
         agents.drain(self.store, agent_id, None if grace_s is None else round(grace_s * 1000))
+        self._record("drain", f"agent {agent_id}")
 
     def overview(self) -> dict[str, Any]:
         """See `Mesh`."""
@@ -149,9 +156,17 @@ class Direct:
         """See `Port`."""
         return listing.dead_letters(self.store, **filters, cursor=cursor, limit=limit)
 
+    def audit(self, filters: Mapping[str, Any], cursor: str | None, limit: int) -> Page:
+        """See `Port`."""
+        own = [self.settings.namespace]
+        return audit.entries(self.store.client, **filters, namespaces=own, cursor=cursor, limit=limit)
+
     def settle_dead(self, verb: str, task_ids: Sequence[str]) -> Settled:
         """See `Port`."""
-        return (dead_letters.replay if verb == "replay" else dead_letters.discard)(self.store, task_ids)
+        done = (dead_letters.replay if verb == "replay" else dead_letters.discard)(self.store, task_ids)
+        for one in done[0]:
+            self._record(verb, f"task {one}")
+        return done
 
     def explain(self, task_type: str, options: Options) -> dict[str, Any]:
         """See `Mesh`."""
@@ -162,7 +177,19 @@ class Direct:
     ) -> dict[str, Any]:
         """See `Mesh`."""
         rows = restores.check_rows(agents, self.settings.namespace)
-        return restores.restore(self.store, rows, tasks=tasks, dry_run=dry_run)
+        report = restores.restore(self.store, rows, tasks=tasks, dry_run=dry_run)
+        if not dry_run:
+            self._record("restore", f"namespace {self.settings.namespace}", f"tasks: {tasks or 'fail'}")
+        return report
+
+    def _record(self, action: str, what: str, why: str = "") -> None:
+        """It is done: that it could not be written down is a warning."""
+        if self.recorded:
+            subject, source = audit.operator()
+            try:
+                audit.record(self.store, subject=subject, source=source, action=action, object=what, why=why)
+            except Exception as error:
+                warnings.warn(f"This is not in the audit log: {error}", UserWarning, stacklevel=2)
 
     def close(self) -> None:
         """Stop listening and close the connections."""

@@ -207,6 +207,10 @@ class Http:
         """See `Port`."""
         return self._page("dead-letters", "dead_letters", filters, cursor, limit)
 
+    def audit(self, filters: Mapping[str, Any], cursor: str | None, limit: int) -> Page:
+        """See `Port`."""
+        return self._page("/v1/audit", "entries", filters, cursor, limit)
+
     def settle_dead(self, verb: str, task_ids: Sequence[str]) -> Settled:
         """See `Port`."""
         if not task_ids:
@@ -243,8 +247,14 @@ class Http:
         return rows
 
     def _query(self, path: str, filters: Mapping[str, Any]) -> str:
-        given = {key: value for key, value in filters.items() if value is not None}
-        return f"{self._root}/{path}" + (f"?{urlencode(given)}" if given else "")
+        given = {
+            key: str(value).lower() if isinstance(value, bool) else value
+            for key, value in filters.items()
+            if value is not None
+        }
+        return (path if path[0] == "/" else f"{self._root}/{path}") + (
+            f"?{urlencode(given)}" if given else ""
+        )
 
     def close(self) -> None:
         """Stop waiting and close the connections."""

@@ -182,6 +182,22 @@ class Mesh:
         filters = {"type": type, "capability": capability, "reason": reason, "since_ms": since_ms}
         return _pages(self._port.dead_letters, filters, limit)
 
+    def audit(
+        self,
+        *,
+        subject: str | None = None,
+        action: str | None = None,
+        allowed: bool | None = None,
+        since_ms: int | None = None,
+        limit: int = 100,
+    ) -> list[dict[str, Any]]:
+        """The newest entries of the audit log: {id, time, namespace, subject, source, action, object, allowed, why, many}.
+
+        On Redis those of the namespace; over HTTP those of the namespaces that the token names. Raises `Refused`.
+        """
+        filters = {"subject": subject, "action": action, "allowed": allowed, "since_ms": since_ms}
+        return _pages(self._port.audit, filters, limit)
+
     def replay(self, task_ids: Sequence[str]) -> Settled:
         """Run dead letters again, as new runs: (ids that are queued again, [(id, error)] of those that are not)."""
         return self._settle_dead("replay", task_ids)
@@ -250,6 +266,12 @@ class Mesh:
         return self._port.restore(agents, tasks, dry_run)
 
     # -- the connection
+
+    def recorded(self) -> Mesh:
+        """Write what is done through this to the audit log, as this user's: the command line does. Over HTTP it always is."""
+        if hasattr(self._port, "recorded"):
+            self._port.recorded = True
+        return self
 
     @property
     def store(self) -> Store:

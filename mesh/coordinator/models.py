@@ -284,6 +284,28 @@ class TaskList(Struct, kw_only=True):
     next_cursor: str | None
 
 
+class AuditEntry(Struct, kw_only=True):
+    """Who did or was refused what; `many`: how many refusals it stands for, `source`: an address, an agent, a process."""
+
+    id: str
+    time: Time
+    namespace: str
+    subject: str
+    source: str
+    action: str
+    object: str
+    allowed: bool
+    why: str
+    many: Annotated[int, Meta(ge=1)]
+
+
+class AuditList(Struct, kw_only=True):
+    """A page of the audit log, newest first; `next_cursor` is the `cursor` of the next page."""
+
+    entries: list[AuditEntry]
+    next_cursor: str | None
+
+
 class DeadLetterList(Struct, kw_only=True):
     """A page of dead letters, newest first; `next_cursor` is the `cursor` of the next page."""
 

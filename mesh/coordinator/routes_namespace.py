@@ -14,10 +14,12 @@ from mesh.coordinator import models, openapi
 from mesh.coordinator.access import Call, MeshNeeds, Needs, Reads, ReadsAll, Right
 from mesh.coordinator.answers import Json
 from mesh.coordinator.requests import FrontOf, decode, posted, read
+from mesh.coordinator.routes_tasks import Cursor, Limit, Since, ms_of
 from mesh.core.agents import Health
+from mesh.core.tokens import EVERY
 from mesh.errors import NotFound
 from mesh.services import agents as agent_services
-from mesh.services import listing, views
+from mesh.services import audit, listing, views
 from mesh.services import restore as restores
 from mesh.services import types as type_services
 from mesh.services.agents import AgentInfo
@@ -222,3 +224,26 @@ def _restore(store: Store, body: models.RestoreBody, dry_run: bool) -> dict[str,
 def cluster(call: Annotated[Call, MeshNeeds(Right(action="read"))], front: FrontOf) -> Response:
     """The coordinators and who of them leads, regions, Redis's durability, versions: of the coordinator's own namespace."""
     return Json(views.cluster(front.coordinator.store, __version__))
+
+
+@cluster_router.get(
+    "/audit", tags=["cluster"], summary="Read the audit log", responses=openapi.answers(models.AuditList)
+)
+def read_audit(
+    call: Annotated[Call, MeshNeeds(Right(action="administer", what="audit", each=True, verb="audit"))],
+    subject: str | None = None,
+    action: str | None = None,
+    allowed: bool | None = None,
+    since: Since = None,
+    cursor: Cursor = None,
+    limit: Limit = 100,
+) -> Response:
+    """Who did or was refused what, the newest first: in the namespaces that the token names."""
+    spaces = call.identity.claims.namespaces
+    for namespace in spaces:
+        call.need("administer", "audit", namespace=namespace, about="audit log")
+    found, following = audit.entries(
+        call.store.client, subject=subject, action=action, allowed=allowed, since_ms=ms_of(since),
+        namespaces=None if EVERY in spaces else spaces, cursor=cursor, limit=limit,
+    )  # fmt: skip
+    return Json({"entries": found, "next_cursor": following})

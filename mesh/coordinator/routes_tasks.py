@@ -36,7 +36,8 @@ Letters = Right(action="administer", what="dead-letters")
 _ENDED = {"id": _ID, "state": "succeeded", "result": 42}
 
 
-def _ms(since: datetime.datetime | None) -> int | None:
+def ms_of(since: datetime.datetime | None) -> int | None:
+    """Milliseconds since 1970."""
     if since is None:
         return None
     return int((since if since.tzinfo else since.replace(tzinfo=datetime.UTC)).timestamp() * 1000)
@@ -60,7 +61,7 @@ def list_tasks(
 ) -> Response:
     """The newest first, as far as the newest 10,000 go; who reads only his own sees these."""
     found, following = listing.tasks(
-        call.store, state=state, type=type, capability=capability, agent=agent, by=_whose(call), since_ms=_ms(since),
+        call.store, state=state, type=type, capability=capability, agent=agent, by=_whose(call), since_ms=ms_of(since),
         cursor=cursor, limit=limit,
     )  # fmt: skip
     return Json({"tasks": found, "next_cursor": following})
@@ -224,7 +225,7 @@ def list_dead_letters(
         capability=capability,
         reason=reason,
         by=_whose(call),
-        since_ms=_ms(since),
+        since_ms=ms_of(since),
         cursor=cursor,
         limit=limit,
     )
@@ -251,7 +252,7 @@ def _selected(store: Store, body: models.DeadLetterBody) -> tuple[list[str], boo
         type=body.type,
         capability=body.capability,
         reason=body.reason,
-        since_ms=_ms(body.since),
+        since_ms=ms_of(body.since),
     )
 
 

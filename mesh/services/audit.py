@@ -25,7 +25,7 @@ from mesh.store import audit as log
 from mesh.store.client import Client
 from mesh.store.store import Store
 
-__all__ = ["Audit", "entries", "operator", "record"]
+__all__ = ["Audit", "entries", "operator", "record", "tell"]
 logger = logging.getLogger("mesh.audit")
 internal = logging.getLogger(__name__)
 
@@ -85,6 +85,14 @@ def record(
     )  # fmt: skip
     _tell(entry)
     log.append(store.client, [entry])
+
+
+def tell(store: Store, **entry: Any) -> None:
+    """As `record`, for who has to go on: what cannot be written is a warning in the log."""
+    try:
+        record(store, **entry)
+    except Exception as error:
+        internal.warning("not in the audit log: %s", error)
 
 
 def operator() -> tuple[str, str]:

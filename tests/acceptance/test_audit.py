@@ -1,0 +1,187 @@
+"""The audit log: who, from where, what, on what, allowed or why not; bounded, complete, and without anything secret."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import uuid
+from typing import Any
+
+import httpx2
+import pytest
+
+from mesh.services import audit
+from mesh.services.audit import Audit, operator
+from mesh.store.keys import AUDIT
+from tests.acceptance.conftest import Place
+from tests.acceptance.test_coordinator import start
+from tests.tokens import bearer, token
+from tests.waiting import wait_until
+
+
+def log(place: Place, **filters: Any) -> list[dict[str, Any]]:
+    return place.mesh.audit(limit=1000, **filters)
+
+
+def brief(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [(row["subject"], row["action"], row["object"], row["allowed"]) for row in reversed(rows)]
+
+
+def test_what_is_done_and_refused_over_http_is_recorded(place: Place) -> None:
+    process, url = start(place, "c1")
+    base = f"{url}/v1/namespaces/{place.namespace}"
+    place.mesh.store.agents.join("w1", {"name": "w1", "state": "ready"})
+    joining = token("worker", "w1", [place.namespace], kind="join")
+    mark, label = f"body-{uuid.uuid4()}", f"label-{uuid.uuid4()}"
+    shown = [bearer("operator", "olga", [place.namespace]), bearer("viewer", "vera", [place.namespace])]
+    far = bearer("admin", "ada", ["elsewhere"])
+    admin = bearer("admin", "root", [place.namespace])
+    body = {
+        "type": "quiet",
+        "payload": mark,
+        "labels": {"a": label},
+        "countdown_s": 999,
+        "unsatisfiable": "accept",
+    }
+    with httpx2.Client(timeout=30) as http:
+        made = http.post(f"{base}/tasks", json=body, headers=shown[0]).json()["id"]
+        asked = [
+            http.post(f"{base}/tasks", json=body, headers=shown[1]),
+            http.post(f"{base}/tasks/{made}:cancel", headers=shown[1]),
+            http.get(f"{base}/tasks/{made}", headers=far),
+            http.get(f"{base}/tasks/{made}", headers={"Authorization": f"Bearer {joining}"}),
+            http.post(f"{base}/agents/w1:cordon", headers=shown[0]),
+            http.post(f"{base}/agents/w1:uncordon", headers=shown[0]),
+            http.post(f"{base}/agents/w1:drain", headers=shown[0]),
+            http.post(f"{base}/tasks/{made}:cancel", json={"reason": mark}, headers=shown[0]),
+            http.post(f"{base}/tasks/{made}:cancel", headers=shown[0]),
+            http.get(f"{url}/v1/audit", headers=shown[1]),
+        ]
+        assert [one.status_code for one in asked] == [403, 403, 404, 401, 200, 200, 202, 200, 200, 403]
+        wait_until(lambda: len(log(place)) >= 10, 10, "all to be written")
+        rows = log(place)
+        assert brief(rows) == [
+            ("vera", "submit", f"namespace {place.namespace}", False),
+            ("vera", "cancel", f"namespace {place.namespace}", False),
+            ("ada", "read", "GET /v1/namespaces/{namespace}/tasks/{task_id:path}", False),
+            ("", "read", "GET /v1/namespaces/{namespace}/tasks/{task_id:path}", False),
+            ("olga", "cordon", "agent w1", True),
+            ("olga", "uncordon", "agent w1", True),
+            ("olga", "drain", "agent w1", True),
+            ("olga", "cancel", f"task {made}", True),
+            ("olga", "cancel", f"task {made}", True),
+            ("vera", "audit", "audit log", False),
+        ]
+        assert {row["source"] for row in rows} == {"127.0.0.1"} and {row["namespace"] for row in rows} == {
+            place.namespace
+        }
+        why = [row["why"] for row in reversed(rows)]
+        assert f"no row for agent type 'viewer' in namespace '{place.namespace}' grants submit" in why[0]
+        assert (
+            why[2] == "the token is for namespaces elsewhere" and why[3] == "it is not of type mesh-api+jwt"
+        )
+        assert why[7:9] == ["", "it had ended"]
+        # Over HTTP the same, in pages and by filters, to those who may.
+        page = http.get(f"{url}/v1/audit", params={"limit": 4}, headers=admin).json()
+        rest = http.get(f"{url}/v1/audit", params={"cursor": page["next_cursor"]}, headers=admin).json()
+        assert page["entries"] + rest["entries"] == rows and rest["next_cursor"] is None
+        for query, number in (({"subject": "olga"}, 5), ({"allowed": "false"}, 5), ({"action": "cancel"}, 3),
+                              ({"since": "2126-01-01T00:00:00Z"}, 0)):  # fmt: skip
+            found = http.get(f"{url}/v1/audit", params=query, headers=admin).json()["entries"]
+            assert len(found) == number, query
+        assert http.get(f"{url}/v1/audit", params={"cursor": "x"}, headers=admin).status_code == 422
+        assert http.get(f"{url}/v1/audit", headers=far).json()["entries"] == []
+        # Nobody can fill it.
+        assert {http.get(f"{base}/queues").status_code for _ in range(200)} == {401}
+        flood = "GET /v1/namespaces/{namespace}/queues"
+
+        def counted() -> list[dict[str, Any]]:
+            return [row for row in log(place) if row["object"] == flood]
+
+        wait_until(lambda: sum(row["many"] for row in counted()) == 200, 15, "all to be counted")
+        assert any(
+            "more like these; the last: there is no header Authorization" in row["why"] for row in counted()
+        )
+    process.terminate()
+    assert process.wait(15) == 0
+    lines = [json.loads(line) for line in process.output().splitlines()]
+    told = [line for line in lines if line["logger"] == "mesh.audit"]
+    assert [(line["subject"], line["action"], line["object"], line["allowed"]) for line in told][
+        :10
+    ] == brief(rows)
+    everything = (
+        process.output() + json.dumps(rows) + str(place.mesh.store.client.execute("XRANGE", AUDIT, "-", "+"))
+    )
+    hidden = [mark, label, joining, os.environ["MESH_JWT_SECRET"]]
+    hidden += [one["Authorization"].partition(" ")[2] for one in (*shown, far, admin)]
+    assert [one for one in hidden if one in everything] == []
+
+
+def test_what_the_command_line_does_on_redis_is_recorded(place: Place) -> None:
+    place.mesh.store.agents.join("w1", {"name": "w1", "state": "ready"})
+    task_id = place.mesh.submit("quiet", countdown_s=999, unsatisfiable="accept").id
+    for words in (("cordon", "w1"), ("uncordon", "w1"), ("task", "cancel", task_id), ("drain", "w1")):
+        assert place.call(*words).returncode == 0, words
+    me, source = operator()
+    assert brief(log(place)) == [
+        (me, "cordon", "agent w1", True),
+        (me, "uncordon", "agent w1", True),
+        (me, "cancel", f"task {task_id}", True),
+        (me, "drain", "agent w1", True),
+    ]
+    assert "@" in me and log(place)[0]["source"] == source
+    done = place.call("audit", "--action", "cancel", "--since", "1h", "-o", "json")
+    assert [row["object"] for row in json.loads(done.stdout)] == [f"task {task_id}"]
+    done = place.call("audit", "--denied")
+    assert (done.returncode, done.stdout) == (0, "") and "No such entry" in done.stderr
+    table = place.call("audit", "--subject", me).stdout
+    assert table.startswith("TIME") and f"task {task_id}" in table
+
+
+def test_following_the_log(place: Place) -> None:
+    process = place.start("audit", "--follow", "-o", "jsonl")
+    for number in range(3):
+        audit.record(place.mesh.store, subject=f"s{number}", source="here", action="cancel", object="task x")
+        wait_until(lambda: f'"s{number}"' in process.output(), 20, "it to be printed")  # noqa: B023
+    rows = [json.loads(line) for line in process.output().splitlines()]
+    assert [row["subject"] for row in rows] == ["s0", "s1", "s2"]
+    process.process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+
+
+def test_an_agent_that_comes_and_goes_is_recorded(place: Place) -> None:
+    agent = place.agent("w1", "--capabilities", "gate")
+    agent.terminate()
+    assert agent.wait(30) == 0
+    assert brief(log(place)) == [
+        ("w1", "register", "capabilities gate", True),
+        ("w1", "leave", "agent w1", True),
+    ]
+
+
+@pytest.fixture
+def writer(place: Place) -> Audit:
+    return Audit(place.mesh.store.client, place.namespace)
+
+
+def test_what_was_noted_before_the_end_is_written(place: Place, writer: Audit) -> None:
+    for number in range(1200):
+        writer.note(subject="s", source="x", action="cancel", object=f"task {number}", allowed=True, why="")
+    for number in range(25):
+        writer.note(
+            subject="\ud800" * 2,
+            source=f"y{number % 2}",
+            action="a",
+            object="o" * 9999,
+            allowed=False,
+            why="no",
+        )
+    writer.close()
+    rows = place.mesh.audit(limit=5000)
+    assert [row["object"] for row in reversed(rows) if row["allowed"]] == [
+        f"task {number}" for number in range(1200)
+    ]
+    refused = [row for row in rows if not row["allowed"]]
+    assert sum(row["many"] for row in refused) == 25 and len(refused) == 22
+    assert refused[0]["subject"] == "??" and len(refused[0]["object"]) == 303
