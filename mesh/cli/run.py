@@ -46,6 +46,8 @@ SECTIONS = {
         "uncordon": ("mesh.cli.agent:uncordon", "New work for an agent again."),
         "drain": ("mesh.cli.agent:drain", "Let an agent finish its work, and leave."),
         "restore": ("mesh.cli.restore:command", "Restore the registry; deal with the tasks of a restored Redis."),
+        "auth": ("mesh.cli.auth:group", "Make tokens for callers and for agents that join."),
+        "token": ("mesh.cli.token:group", "Look into tokens, revoke them."),
         "secret": ("mesh.cli.secret:group", "Make the secret of a mesh."),
         "audit": ("mesh.cli.audit:command", "Who did or was refused what."),
         "config": ("mesh.cli.config:group", "Show the settings, check a configuration file."),

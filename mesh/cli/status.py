@@ -21,7 +21,8 @@ from mesh.cli.watching import present
 def command(task_id: str | None, watch: float | None, output: str) -> None:
     """Show the record of TASK; without it, the agents, queues and coordinators of the namespace.
 
-    JSON without TASK: namespace, coordinators, leader (id, term), epoch (restored_at, unfinished, gone_back), agents
+    JSON without TASK: namespace, coordinators, leader (id, term), epoch (restored_at, unfinished, gone_back), keys
+    (in_force, known, sealed_otherwise), agents
     (health: number), queues (name: {state: number, now in it for live states, ever ended in it for the others}), states.
     """
     with open_mesh() as mesh:
@@ -49,6 +50,19 @@ def _epoch_lines(epoch: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _key_lines(keys: dict[str, Any]) -> list[str]:
+    """The key in force; during a rotation, who knows which, and what is still to be sealed anew."""
+    if not keys.get("known"):
+        return []
+    lines = [f"signing key   {keys['in_force'] or 'none: no coordinator'}"]
+    if len(keys["known"]) > 1:
+        for kid, row in keys["known"].items():
+            lines.append(f"  {kid:<12}known to {row['coordinators']} coordinators, {row['agents']} agents")
+        if keys["sealed_otherwise"] is not None:
+            lines.append(f"  {keys['sealed_otherwise']} waiting tasks are sealed with another key")
+    return lines
+
+
 def _namespace_text(view: dict[str, Any], output: str) -> str:
     if output == "name":
         return str(view["namespace"])
@@ -62,6 +76,7 @@ def _namespace_text(view: dict[str, Any], output: str) -> str:
         f"leader        {leader['id'] + ' (term ' + str(leader['term']) + ')' if leader else 'none'}",
         f"agents        {agents}",
     ]
+    lines += _key_lines(view["keys"] or {})
     lines += _epoch_lines(view["epoch"] or {})
     if view["queues"]:
         states = [state for state in view["states"] if any(state in row for row in view["queues"].values())]

@@ -182,6 +182,7 @@ class Http:
             "coordinators": cluster["coordinators"] if own else [],
             "leader": cluster["leader"] if own else None,
             "epoch": cluster["epoch"] if own else None,
+            "keys": cluster["keys"] if own else None,
             "agents": dict(sorted(agents.items())),
             "queues": {row["queue"]: row["states"] for row in self._list("queues")},
             "states": [str(state) for state in State],

@@ -175,8 +175,11 @@ class Last:
 class Runner:
     """Runs each loop in a thread of its own. Redis may go away: that is said once, and they go on when it is back."""
 
-    def __init__(self, leadership: Leadership, loops: Iterable[Loop]) -> None:
+    def __init__(
+        self, leadership: Leadership, loops: Iterable[Loop], *, always: Iterable[Callable[[], None]] = ()
+    ) -> None:
         self.leadership, self.loops = leadership, tuple(loops)
+        self._always = tuple(always)  # every second or more often, whoever leads
         self.last = {loop.name: Last() for loop in self.loops}
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -210,7 +213,8 @@ class Runner:
 
     def _keep_lead(self) -> None:
         while not self._stop.is_set():
-            self._guarded(self.leadership.run_once)
+            for job in (self.leadership.run_once, *self._always):
+                self._guarded(job)
             if self.leadership.leading:
                 self._lead_taken.set()
             else:

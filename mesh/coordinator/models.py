@@ -542,6 +542,18 @@ class RestoreReport(Struct, kw_only=True):
     tasks: dict[str, Any]
 
 
+class SigningKeys(Struct, kw_only=True):
+    """What is signed with, by names that tell nothing of the secrets."""
+
+    in_force: Annotated[str | None, Meta(description="The key that signs, as the leader says.")]
+    known: Annotated[
+        dict[str, dict[str, int]], Meta(description="key -> {coordinators, agents} that know it.")
+    ]
+    sealed_otherwise: Annotated[
+        int | None, Meta(description="Waiting tasks that are sealed with another key.")
+    ]
+
+
 class ClusterView(Struct, kw_only=True):
     """The coordinators, who leads, the regions, how durable Redis is, which versions run."""
 
@@ -549,6 +561,7 @@ class ClusterView(Struct, kw_only=True):
     coordinators: list[dict[str, Any]]
     leader: dict[str, Any] | None
     epoch: Epoch
+    keys: SigningKeys
     regions: dict[str, dict[str, int]]
     durability: dict[str, str | None]
     versions: dict[str, Any]

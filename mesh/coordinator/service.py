@@ -18,6 +18,8 @@ from mesh.services.agents import counts, discover
 from mesh.services.views import iso
 from mesh.settings import Settings
 from mesh.store.coordinators import TTL_MS, Coordinators
+from mesh.store.revocations import Revocations
+from mesh.store.rotation import rotation_of
 from mesh.store.store import Store
 
 __all__ = ["Coordinator"]
@@ -40,6 +42,7 @@ class Coordinator:
         self.beats = 0
         self.stopping = False
         self.started_at = time.time()
+        self.revocations = Revocations(self.store.client)
         self.leadership = Leadership(self.store, self.coordinators, self.id, self._fields)
         self.runner = Runner(
             self.leadership,
@@ -49,6 +52,7 @@ class Coordinator:
                 HealthCheck(self.store, self.coordinators),
                 Withdraw(self.store, lambda _: False),
             ),
+            always=(self.revocations.refresh,),
         )
 
     def _fields(self) -> dict[str, Any]:
@@ -64,6 +68,8 @@ class Coordinator:
             "region": self.settings.agent_region,
             "version": __version__,
             "started_at": iso(int(self.started_at * 1000)),
+            "kids": ",".join(self.settings.keyring.kids),
+            "signs": rotation_of(self.settings).signing(),
             "life": self.life,
             "beats": self.beats,
         }
@@ -72,6 +78,7 @@ class Coordinator:
         """Check Redis, make sure that the id is free, start the loops. Raises `StoreUnavailable`, `Conflict`."""
         logger.info("Redis: %s", self.store.check().sentence)
         self.store.preload()
+        self.revocations.refresh()
         self._claim_id()
         self.runner.start()
 
@@ -120,6 +127,10 @@ class Coordinator:
             "leads": self.leadership.leading,
             "leader": self.leadership.leader or None,
             "term": self.leadership.term,
+            "keys": {
+                "in_force": rotation_of(self.settings).signing(),
+                "known": list(self.settings.keyring.kids),
+            },
             "uptime_s": round(time.time() - self.started_at, 1),
             "loops": {
                 name: {

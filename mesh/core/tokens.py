@@ -29,11 +29,13 @@ __all__ = [
     "ISSUER",
     "KINDS",
     "LEEWAY_S",
+    "MOST_CHARACTERS",
     "Claims",
     "Kind",
     "certifying_keys",
+    "check_jti",
     "issue",
-    "kind_of",
+    "unverified",
     "verify",
 ]
 
@@ -181,6 +183,13 @@ def issue(
     return text
 
 
+def check_jti(text: str) -> str:
+    """`text` if it can be the name of a token. Raises `Invalid`."""
+    if not _JTI.fullmatch(text):
+        raise Invalid("That is not the jti of a token: 16 to 64 letters, digits, '-' and '_'.")
+    return text
+
+
 def certifying_keys(keyring: Keyring) -> dict[str, bytes]:
     """The public keys (Ed25519, 32 bytes) that task certificates of this mesh are verified with, by kid."""
     purpose = KINDS["task"].purpose
@@ -216,13 +225,16 @@ def verify(kind: str, text: str, keys: Keyring | Mapping[str, bytes], *, now_s: 
     return _claims(kind, kid, _object(_decoded(body)), now_s=now_s)
 
 
-def kind_of(text: str) -> str | None:
-    """Which kind the token says it is, unverified: for who inspects one. None where it says nothing readable."""
+def unverified(text: str) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
+    """(kind, header, claims) as the token itself says, for who looks into one: None and empty where it says nothing readable."""
+    if len(text) > MOST_CHARACTERS or not _TEXT.fullmatch(text):
+        return None, {}, {}
+    head, body, _ = text.split(".")
     try:
-        typ = _object(_decoded(text.split(".")[0])).get("typ") if _TEXT.fullmatch(text) else None
+        header, claims = _object(_decoded(head)), _object(_decoded(body))
     except Unauthenticated:
-        return None
-    return next((name for name, row in KINDS.items() if row.typ == typ), None)
+        return None, {}, {}
+    return next((name for name, row in KINDS.items() if row.typ == header.get("typ")), None), header, claims
 
 
 def _check_signature(text: str, row: Kind, kid: str, keys: Keyring | Mapping[str, bytes]) -> None:

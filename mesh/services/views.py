@@ -16,6 +16,7 @@ from mesh.services.agents import discover
 from mesh.store.client import ResponseError
 from mesh.store.coordinators import Coordinators
 from mesh.store.durability import durability
+from mesh.store.rotation import known_kids
 from mesh.store.store import Store
 from mesh.store.tasks import Attempt, Record
 
@@ -143,6 +144,7 @@ def namespace(store: Store) -> dict[str, Any]:
         "coordinators": coordinators.all(),
         "leader": {"id": leader, "term": term} if leader else None,
         "epoch": epoch(store),
+        "keys": signing_keys(store),
         "agents": dict(sorted(health.items())),
         "queues": {
             name: {state: number for state, number in states.items() if number}
@@ -150,6 +152,27 @@ def namespace(store: Store) -> dict[str, Any]:
             if any(states.values())
         },
         "states": [str(state) for state in State],
+    }
+
+
+def signing_keys(store: Store) -> dict[str, Any]:
+    """What is signed with, by the names of the keys: {in_force, known, sealed_otherwise}.
+
+    `in_force`: as the leader says, None while there is none; `known`: kid -> {coordinators, agents}, how many say that they know
+    it; `sealed_otherwise`: how many tasks that wait are sealed with another key, as the leader last counted, None if it has not.
+    """
+    running = Coordinators(store.client, store.keys).all()
+    first = next((row for row in running if row.get("leads")), running[0] if running else {})
+    coordinators, agents = known_kids(store.client, store.keys)
+    known: dict[str, dict[str, int]] = {}
+    for kind, lists in (("coordinators", coordinators), ("agents", agents)):
+        for kid in (one for kids in lists for one in kids):
+            row = known.setdefault(kid, {"coordinators": 0, "agents": 0})
+            row[kind] += 1
+    return {
+        "in_force": first.get("signs"),
+        "known": known,
+        "sealed_otherwise": first.get("sealed_otherwise"),
     }
 
 
@@ -172,7 +195,8 @@ def epoch(store: Store) -> dict[str, Any]:
 
 
 def cluster(store: Store, version: str) -> dict[str, Any]:
-    """{namespace, coordinators, leader, epoch, regions, durability, versions}: what the mesh stands on. `version`: the caller's.
+    """{namespace, coordinators, leader, epoch, keys, regions, durability, versions}: what the mesh stands on. `version`: the
+    caller's.
 
     `regions`: region -> {agents, coordinators} that are there; `durability`: Redis's own settings, None where it does not tell.
     """
@@ -192,6 +216,7 @@ def cluster(store: Store, version: str) -> dict[str, Any]:
         "coordinators": running,
         "leader": {"id": leader, "term": term} if leader else None,
         "epoch": epoch(store),
+        "keys": signing_keys(store),
         "regions": regions,
         "durability": durability(store.client).settings,
         "versions": {

@@ -118,6 +118,10 @@ COORDINATORS = "mesh:{mesh}:coordinators"
 COORDINATOR = "mesh:{mesh}:coordinator:"
 AUDIT = "mesh:{mesh}:audit"
 JOINED = "mesh:{mesh}:joined"  # hash `<namespace>/<agent>` -> what agents that joined over HTTP were issued
+#: Tokens that do not count: jti by its end, s; subject -> least time of issue, s; changes with either.
+REVOKED = "mesh:{mesh}:revoked"
+NOT_BEFORE = "mesh:{mesh}:not-before"
+REVOCATIONS = "mesh:{mesh}:revocations"
 
 
 class Keys:

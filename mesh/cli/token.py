@@ -1,0 +1,143 @@
+"""`mesh token`: what a token says, whether it is valid, and how to end one before its time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mesh.cli.commands import Group
+from mesh.cli.options import common, load_settings
+from mesh.cli.show import one_text, say
+from mesh.errors import Invalid, StoreUnavailable, Unauthenticated
+
+if TYPE_CHECKING:
+    from mesh.settings import Settings
+
+_TIMES = {"iat": "issued_at", "nbf": "not_before_at", "exp": "expires_at"}
+
+
+@click.group("token", cls=Group)
+def group() -> None:
+    """Look into tokens, revoke them."""
+
+
+@group.command("inspect")
+@click.argument("token", required=False)
+@click.option("-o", "--output", type=click.Choice(("table", "json")), default="table", show_default=True,
+              help="How to print.")  # fmt: skip
+@common
+def inspect_command(token: str | None, output: str) -> None:
+    """Show what TOKEN says, and whether it is valid. Without TOKEN, or with -, it is read from standard input.
+
+    JSON: valid, why (not), kind, kid, claims. Exit code 0 if it is valid, else 4.
+    """
+    from mesh.core import tokens
+
+    text = _given(token)
+    kind, header, claims = tokens.unverified(text)
+    why = _why_not(load_settings(), kind, text)
+    if output == "json":
+        shown: dict[str, Any] = {
+            "valid": not why,
+            "why": why or None,
+            "kind": kind,
+            "kid": header.get("kid"),
+            "claims": claims,
+        }
+    else:
+        shown = {"valid": not why, "why": why, "kind": kind, "kid": header.get("kid"), **_for_people(claims)}
+    click.echo(one_text(shown, output, key="kind"))
+    if why:
+        raise click.exceptions.Exit(Unauthenticated.exit_code)
+
+
+def _given(token: str | None) -> str:
+    if token is None or token == "-":
+        token = sys.stdin.read(100_000)
+    return token.strip()
+
+
+def _for_people(claims: dict[str, Any]) -> dict[str, Any]:
+    from mesh.services.views import iso
+
+    shown = {}
+    for name, value in claims.items():
+        if name in _TIMES and type(value) is int and 0 <= value < 2**36:
+            shown[_TIMES[name]] = iso(value * 1000)
+        else:
+            shown[name] = value
+    return shown
+
+
+def _why_not(settings: Settings, kind: str | None, text: str) -> str:
+    """'' if the token is valid."""
+    from mesh.core import tokens
+
+    if kind is None:
+        return "it is not a token of a mesh"
+    try:
+        claims = tokens.verify(kind, text, settings.keyring, now_s=time.time())
+    except Unauthenticated as error:
+        return error.reason
+    except Invalid as error:
+        return f"it could not be verified: {error}"
+    from mesh.store.client import Client
+    from mesh.store.revocations import Revocations
+
+    client = Client(settings.redis_url)
+    try:
+        revocations = Revocations(client)
+        revocations.refresh()
+        return "it was revoked" if revocations.is_revoked(claims) else ""
+    except StoreUnavailable:
+        say("Warning: Redis does not answer, so nobody knows whether it was revoked.")
+        return ""
+    finally:
+        client.close()
+
+
+@group.command("revoke")
+@click.argument("token", required=False, metavar="[JTI|TOKEN]")
+@click.option("--subject", metavar="NAME", help="All tokens that this subject has now.")
+@common
+def revoke_command(token: str | None, subject: str | None) -> None:
+    """End a token, named by its jti or its text, or all tokens of a subject: every coordinator refuses it within two seconds.
+
+    What is issued to the subject from the next second on is valid again.
+    """
+    if (token is None) == (subject is None):
+        raise click.UsageError("Name one token, or a --subject.", click.get_current_context())
+    from mesh.core.names import check_name
+    from mesh.store.revocations import Revocations
+    from mesh.store.store import Store
+
+    jti, expires_at = (None, None) if token is None else _named(token)
+    if subject is not None:
+        check_name("subject", subject)
+    store = Store(load_settings())
+    try:
+        revocations = Revocations(store.client)
+        if jti is not None:
+            revocations.revoke(jti, expires_at)
+        elif subject is not None:
+            revocations.revoke_subject(subject)
+        click.echo(f"revoked: {f'token {jti}' if jti is not None else f'all tokens of {subject}'}")
+    finally:
+        store.close()
+
+
+def _named(token: str) -> tuple[str, int | None]:
+    """(jti, when it ends) of what the user typed. Raises `Invalid`."""
+    from mesh.core import tokens
+
+    if "." not in token:
+        return tokens.check_jti(token), None
+    _, _, claims = tokens.unverified(token.strip())
+    jti, ends = claims.get("jti"), claims.get("exp")
+    if not isinstance(jti, str):
+        raise Invalid("That is neither a token nor the jti of one: `mesh token inspect` shows what it says.")
+    latest = int(time.time()) + max(row.longest_s for row in tokens.KINDS.values())
+    return tokens.check_jti(jti), min(ends, latest) if type(ends) is int else None

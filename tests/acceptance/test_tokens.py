@@ -1,0 +1,138 @@
+"""Tokens from the command line: made, looked into, revoked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from typing import Any
+
+import pytest
+
+from mesh.core import tokens
+from mesh.core.keyring import Keyring
+from tests.acceptance.conftest import Place
+from tests.conftest import SECRET
+
+RING = Keyring([SECRET])
+WHO = ("--agent-id", "test", "--agent-type", "worker")
+
+
+def made(place: Place, *words: str) -> str:
+    done = place.call("auth", *WHO, *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def inspected(
+    place: Place, *words: str, stdin: str = "", **environ: str | None
+) -> tuple[int, dict[str, Any]]:
+    done = place.call("token", "inspect", "-o", "json", *words, stdin=stdin.encode(), **environ)
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_a_token_as_the_contract_has_it(place: Place) -> None:
+    text = made(place)
+    claims = tokens.verify("api", text, RING, now_s=time.time())
+    assert (claims.subject, claims.agent_type, claims.namespaces) == ("test", "worker", (place.namespace,))
+    assert claims.expires_at - claims.issued_at == 3600 and claims.capabilities is None
+    assert made(place) != text
+
+
+def test_everything_that_it_can_say(place: Place) -> None:
+    words = ("--join", "--all-namespaces", "--capabilities", "ocr, gpu", "--ttl", "30m", "-o", "json")
+    row = json.loads(made(place, *words))
+    claims = tokens.verify("join", row["token"], RING, now_s=time.time())
+    assert claims.capabilities == ("ocr", "gpu") and claims.expires_at - claims.issued_at == 1800
+    shown = {
+        name: row[name] for name in ("kind", "subject", "agent_type", "namespaces", "capabilities", "jti")
+    }
+    assert shown == {
+        "kind": "join", "subject": "test", "agent_type": "worker", "namespaces": ["*"],
+        "capabilities": ["ocr", "gpu"], "jti": claims.jti,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ttl", "seconds"), [("3600", 3600), ("90s", 90), ("12h", 43_200), ("366d", 366 * 86_400)]
+)
+def test_times(place: Place, ttl: str, seconds: int) -> None:
+    claims = tokens.verify("api", made(place, "--ttl", ttl), RING, now_s=time.time())
+    assert claims.expires_at - claims.issued_at == seconds
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "--agent-id and --agent-type"),
+        (("--agent-id", "a"), "--agent-id and --agent-type"),
+        ((*WHO, "--ttl", "soon"), "is not a time like"),
+        ((*WHO, "--ttl", "0"), "lives for 1 to"),
+        ((*WHO, "--ttl", "367d"), "lives for 1 to"),
+        (("--agent-id", "a b", "--agent-type", "worker"), "not a valid subject"),
+        ((*WHO, "--capabilities", "a/b"), "not a valid capability"),
+    ],
+)
+def test_what_is_wrong_is_said(place: Place, words: tuple[str, ...], says: str) -> None:
+    done = place.call("auth", *words)
+    assert (done.returncode, done.stdout) == (2, "") and says in done.stderr
+
+
+def test_without_the_secret_nobody_makes_one(place: Place) -> None:
+    done = place.call("auth", *WHO, MESH_JWT_SECRET=None)
+    assert done.returncode == 2 and "MESH_JWT_SECRET is not set" in done.stderr
+
+
+def test_looking_into_one(place: Place) -> None:
+    text = made(place)
+    code, row = inspected(place, text)
+    assert (code, row["valid"], row["why"], row["kind"], row["kid"]) == (0, True, None, "api", RING.kids[0])
+    assert row["claims"]["sub"] == "test"
+    assert inspected(place, stdin=f"{text}\n") == inspected(place, "-", stdin=text) == (code, row)
+    people = place.call("token", "inspect", text)
+    assert people.returncode == 0 and "expires" in people.stdout and SECRET not in people.stdout
+
+
+def test_why_one_is_not_valid(place: Place) -> None:
+    text = made(place)
+    changed = text[:-2] + ("AA" if not text.endswith("AA") else "BA")
+    other = "0" * 3 + SECRET[3:]
+    for code, row, why in (
+        (*inspected(place, changed), "signature"),
+        (*inspected(place, text, MESH_JWT_SECRET=other), "key that is not known"),
+        (*inspected(place, text, MESH_JWT_SECRET=None), "could not be verified"),
+        (*inspected(place, "eyJ.eyJ.x"), "not a token"),
+        (*inspected(place, "\x1b[31m.a.b"), "not a token"),
+    ):
+        assert code == 4 and not row["valid"] and why in row["why"], row
+
+
+def revoked(place: Place, *words: str) -> subprocess.CompletedProcess[str]:
+    return place.call("token", "revoke", *words)
+
+
+def test_revoking_by_text_by_jti_and_by_subject(place: Place) -> None:
+    by_text, by_jti, kept = (made(place) for _ in range(3))
+    assert revoked(place, by_text).returncode == 0
+    jti = tokens.verify("api", by_jti, RING, now_s=time.time()).jti
+    assert revoked(place, jti).stdout.strip() == f"revoked: token {jti}"
+    for text in (by_text, by_jti):
+        assert inspected(place, text)[1]["why"] == "it was revoked"
+    assert inspected(place, kept)[0] == 0
+    words = ("auth", "--agent-id", f"s-{place.namespace}", "--agent-type", "worker")
+    text = place.call(*words).stdout.strip()
+    assert revoked(place, "--subject", f"s-{place.namespace}").returncode == 0
+    assert inspected(place, text)[1]["why"] == "it was revoked"
+    assert inspected(place, kept)[0] == 0
+    assert [
+        key
+        for key in place.mesh.store.client.execute("ZRANGE", "mesh:{mesh}:revoked", 0, -1)
+        if by_text.encode() in key
+    ] == []
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("a.b.c",), ("short",), ("a" * 20, "--subject", "x"), ("--subject", "a b")]
+)
+def test_what_cannot_be_revoked(place: Place, words: tuple[str, ...]) -> None:
+    assert revoked(place, *words).returncode == 2
