@@ -73,7 +73,6 @@ def registration(
         "labels": labels,
         "address": socket.gethostname(),
         "version": __version__,
-        "kids": ",".join(settings.keyring.kids),  # `mesh.core.rotation`
         "pid": os.getpid(),
         "boot_id": boot_id(),
         "pid_start": process_start(os.getpid()),

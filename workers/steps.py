@@ -84,6 +84,7 @@ class Agent:
                 port=self.health.port,
                 slots=self.slots(),
                 grace_ms=self.settings.drain_grace_ms,
+                kids=",".join(self.kids),  # for `mesh.core.rotation`
             )
         except BaseException:
             self.health._server.server_close()

@@ -7,7 +7,15 @@ from typing import Any
 from fastapi import FastAPI, Response
 
 from mesh import __version__
-from mesh.coordinator import openapi, problems, routes_joining, routes_namespace, routes_submit, routes_tasks
+from mesh.coordinator import (
+    openapi,
+    problems,
+    routes_joining,
+    routes_namespace,
+    routes_submit,
+    routes_tasks,
+    routes_tokens,
+)
 from mesh.coordinator.answers import Json
 from mesh.coordinator.front import Front
 
@@ -38,6 +46,7 @@ def create_app(front: Front) -> FastAPI:
         routes_namespace.router,
         routes_joining.router,
         routes_namespace.cluster_router,
+        routes_tokens.router,
     ):
         app.include_router(router)
     _add_health(app, front)

@@ -30,6 +30,7 @@ class Front:
         self.coordinator = coordinator
         self.settings = coordinator.settings
         self.gate = Gate(self.settings)
+        self.gate.revoked = coordinator.revocations.is_revoked
         self.audit = Audit(coordinator.store.client, self.settings.namespace)
         self.issuer = Issuer(
             settings=self.settings,

@@ -542,6 +542,38 @@ class RestoreReport(Struct, kw_only=True):
     tasks: dict[str, Any]
 
 
+class TokenBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whom a token is for, and what it limits. `agent_type`: a row of the policies."""
+
+    subject: Name
+    agent_type: Name
+    namespaces: Annotated[
+        tuple[str, ...], Meta(min_length=1, max_length=64, description="Names, or * alone.")
+    ]
+    kind: Literal["api", "join"] = "api"
+    capabilities: tuple[Name, ...] | None = None
+    ttl_s: Annotated[int, Meta(ge=1, le=366 * 86_400)] | None = None
+
+
+class Issued(Struct, kw_only=True):
+    """A new token, told once."""
+
+    token: str
+    kind: Literal["api", "join"]
+    jti: str
+    subject: str
+    agent_type: str
+    namespaces: list[str]
+    capabilities: list[str] | None
+    expires_at: Time
+
+
+class Revoked(Struct, kw_only=True):
+    """The jti that does not count any more."""
+
+    revoked: str
+
+
 class SigningKeys(Struct, kw_only=True):
     """What is signed with, by names that tell nothing of the secrets."""
 

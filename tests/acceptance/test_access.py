@@ -49,6 +49,8 @@ GET  types                     worker producer viewer operator admin    | =
 GET  events                    worker viewer operator admin             | =
 GET  /cluster                  worker viewer operator admin             | =
 POST /snapshots:restore        admin                                    | =
+POST /tokens                   admin                                    | =
+DELETE /tokens/{jti}           admin                                    | =
 """
 BODIES = {
     "tasks": {"type": "quiet", "unsatisfiable": "accept", "countdown_s": 999},
@@ -146,13 +148,15 @@ def test_each_route_for_each_role(door: tuple[Place, str]) -> None:
             me = caller(door, role)
             for whose, may in (("me", own), ("another", others)):
                 task_id = next(fresh[whose])
-                path = route.format(task_id, agent=whose)
+                path = route.format(task_id, agent=whose, jti="nobody-has-this-jti")
                 body = BODIES.get(route)
                 if route == "tasks:wait":
                     body = {"ids": [task_id, "nobody"], "wait_s": 0}
                 elif route.endswith(":restore"):
                     body = {"namespace": place.namespace, "agents": []}
                     path += "?dry_run=true"
+                elif route == "/tokens":
+                    body = {"subject": "x", "agent_type": "viewer", "namespaces": [place.namespace]}
                 status = me.status(method, path, body)
                 if (status not in (401, 403)) != (role in may) or status >= 500 or status == 422:
                     wrong.append((method, route, role, whose, status))

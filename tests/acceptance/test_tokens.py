@@ -1,4 +1,4 @@
-"""Tokens from the command line: made, looked into, revoked."""
+"""Tokens from the command line and over HTTP: made, looked into, revoked."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import subprocess
 import time
 from typing import Any
 
+import httpx2
 import pytest
 
 from mesh.core import tokens
 from mesh.core.keyring import Keyring
 from tests.acceptance.conftest import Place
+from tests.acceptance.test_coordinator import start
 from tests.conftest import SECRET
+from tests.tokens import bearer, token
+from tests.waiting import wait_until
 
 RING = Keyring([SECRET])
 WHO = ("--agent-id", "test", "--agent-type", "worker")
@@ -136,3 +140,57 @@ def test_revoking_by_text_by_jti_and_by_subject(place: Place) -> None:
 )
 def test_what_cannot_be_revoked(place: Place, words: tuple[str, ...]) -> None:
     assert revoked(place, *words).returncode == 2
+
+
+# -- over HTTP
+
+
+def test_issued_and_revoked_over_http(place: Place) -> None:
+    urls = [start(place, name)[1] for name in ("one", "two")]
+    tasks = f"/v1/namespaces/{place.namespace}/tasks"
+    with httpx2.Client(timeout=30) as http:
+
+        def issue(headers: dict[str, str], **body: Any) -> httpx2.Response:
+            body = {"subject": "billing", "agent_type": "producer", "namespaces": [place.namespace]} | body
+            return http.post(f"{urls[0]}/v1/tokens", json=body, headers=headers)
+
+        def status(url: str, text: str) -> int:
+            return http.get(url + tasks, headers={"Authorization": f"Bearer {text}"}).status_code
+
+        def revoke(jti: str, headers: dict[str, str]) -> int:
+            return http.delete(f"{urls[0]}/v1/tokens/{jti}", headers=headers).status_code
+
+        admin = bearer("admin", "ann", [place.namespace])
+        answer = issue(admin, ttl_s=60)
+        row = answer.json()
+        assert answer.status_code == 201 and answer.headers["cache-control"] == "no-store"
+        claims = tokens.verify("api", row["token"], RING, now_s=time.time())
+        assert (claims.jti, claims.subject, claims.agent_type) == (row["jti"], "billing", "producer")
+        assert claims.expires_at - claims.issued_at == 60
+        assert [status(url, row["token"]) for url in urls] == [200, 200]
+
+        # nobody gets more than he has
+        assert issue(admin, namespaces=["elsewhere"]).status_code == 404
+        assert issue(admin, namespaces=["*"]).status_code == 403
+        assert issue(bearer("operator", "olaf", [place.namespace])).status_code == 403
+        narrow = {"Authorization": f"Bearer {made(place, '--agent-type', 'admin', '--capabilities', 'ocr')}"}
+        assert issue(narrow, kind="join").status_code == 403
+        assert issue(narrow, kind="join", capabilities=["ocr", "gpu"]).status_code == 403
+        assert issue(narrow, kind="join", capabilities=["ocr"]).status_code == 201
+        assert issue(admin, ttl_s=0).status_code == issue(admin, agent_type="a b").status_code == 422
+        assert issue(admin, namespaces=["A B"]).status_code in (404, 422)
+        assert issue({}).status_code == revoke(row["jti"], {}) == 401
+
+        assert revoke(row["jti"], bearer("operator", "olaf", [place.namespace])) == 403
+        assert revoke("short", admin) == 422
+        assert revoke(row["jti"], admin) == 200
+        assert status(urls[0], row["token"]) == 401, "at once where it was told"
+        begun = time.monotonic()
+        wait_until(lambda: status(urls[1], row["token"]) == 401, 10, "the other coordinator to hear of it")
+        assert time.monotonic() - begun < 5  # 2 s, and room for a busy machine
+
+        mine = token("viewer", f"v-{place.namespace}", [place.namespace])
+        assert status(urls[0], mine) == 200
+        assert revoked(place, "--subject", f"v-{place.namespace}").returncode == 0
+        for url in urls:
+            wait_until(lambda url=url: status(url, mine) == 401, 10, "it to hear of it")  # type: ignore[misc]
