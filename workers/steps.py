@@ -175,6 +175,7 @@ class Agent:
             else "starting",
             "average_ms": int(self.holdings.run_time.average_s * 1000),
             "overrunning": overran + taken,
+            "kids": ",".join(self.joining.kids if self.joining is not None else self.kids),
             "condition": condition(overran=overran, taken=taken),
         }
 

@@ -14,6 +14,7 @@ from mesh.errors import Invalid, NotFound
 from mesh.services.audit import Audit
 from mesh.services.joining import Issuer
 from mesh.store.redis_users import RedisUsers
+from mesh.store.rotation import rotation_of
 from mesh.store.store import Store
 
 __all__ = ["Front"]
@@ -35,7 +36,7 @@ class Front:
         self.issuer = Issuer(
             settings=self.settings,
             users=RedisUsers(coordinator.store.client),
-            kid=lambda: self.settings.keyring.kids[0],
+            kid=lambda: rotation_of(self.settings).signing(),
         )
         self.submitter = Submitter()
         self.ends = Ends(coordinator.store.client)

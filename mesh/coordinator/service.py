@@ -50,7 +50,9 @@ class Coordinator:
                 Reap(self.store, complete_chords),
                 Tick(self.store, complete_chords),
                 HealthCheck(self.store, self.coordinators),
-                Withdraw(self.store, lambda _: False),
+                Withdraw(
+                    self.store, lambda one: self.revocations.covers(one.jti, one.subject, one.issued_at_s)
+                ),
             ),
             always=(self.revocations.refresh,),
         )

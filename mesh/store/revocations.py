@@ -26,8 +26,12 @@ class Revocations:
 
     def is_revoked(self, claims: Claims) -> bool:
         """Whether these claims were revoked, as far as this process knows."""
+        return self.covers(claims.jti, claims.subject, claims.issued_at)
+
+    def covers(self, jti: str, subject: str, issued_at: int) -> bool:
+        """The same for a token of which only this is remembered."""
         revoked, least = self._known
-        return claims.jti in revoked or claims.issued_at < least.get(claims.subject, 0)
+        return jti in revoked or issued_at < least.get(subject, 0)
 
     def refresh(self) -> None:
         """Learn what others have revoked. Raises `StoreUnavailable`."""
