@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from mesh.core.names import check_name
+from mesh.core.redaction import safe_url
 from mesh.errors import Invalid
 
 __all__ = ["Setting", "check", "parse", "shown", "split_hosts"]
@@ -165,7 +166,7 @@ def shown(row: Setting, value: Any) -> str:
     if value is None:
         return ""
     if row.kind == "url":
-        return re.sub(r"(://[^:@/]*):[^@]*@", r"\1:***@", value)
+        return safe_url(value)
     if row.secret:
         return "***"
     if isinstance(value, Mapping):

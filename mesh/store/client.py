@@ -19,9 +19,10 @@ from typing import Any
 import redis
 from redis.exceptions import NoScriptError, ResponseError
 
+from mesh.core.redaction import safe_url
 from mesh.errors import StoreUnavailable
 from mesh.store import credentials
-from mesh.store.connections import NOT_NOW, NotNow, Sentinels, code_of, connection_options, parse
+from mesh.store.connections import NOT_NOW, NotNow, Sentinels, code_of, connection_options, explained, parse
 
 __all__ = [
     "NETWORK_ERRORS",
@@ -54,15 +55,6 @@ def pack(args: Iterable[bytes | str | int | float]) -> bytes:
     return b"".join([b"*%d\r\n" % len(words), *words])
 
 
-def safe_url(url: str) -> str:
-    """The URL without its password, for messages and logs."""
-    head, separator, tail = url.rpartition("@")
-    if not separator:
-        return url
-    scheme, _, user = head.partition("://")
-    return f"{scheme}://{user.partition(':')[0]}:***@{tail}"
-
-
 def read_reply(connection: Any) -> Any:
     """The next reply; an error reply is returned, unless it cost the connection: then it is raised like any other loss."""
     try:
@@ -83,7 +75,8 @@ class Client:
         try:
             self._kind, self._options = parse(url, connection_options(connect_timeout_ms, socket_timeout_ms))
         except ValueError as error:
-            raise StoreUnavailable(f"REDIS_URL {safe_url(url)!r} is not a Redis URL: {error}") from error
+            raise StoreUnavailable(f"REDIS_URL {safe_url(url)!r} cannot be used: {error}.") from None
+        self._tls = issubclass(self._kind, redis.SSLConnection)
         provider = credentials.of(url)
         if provider is not None:
             self._options["credential_provider"] = provider
@@ -142,7 +135,7 @@ class Client:
         elif code in ("NOPERM", "WRONGPASS"):
             said = StoreUnavailable(f"{where} refuses: {error}")
         elif isinstance(error, NETWORK_ERRORS):
-            said = StoreUnavailable(f"{where} cannot be reached: {error}")
+            said = StoreUnavailable(f"{where} cannot be reached: {explained(error, tls=self._tls)}")
         else:
             return None
         said.__cause__ = error

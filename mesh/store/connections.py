@@ -8,6 +8,8 @@ They are redis-py's, with three things added.
 - **A dead peer is noticed** within about 15 s, also where nobody sends anything: TCP's keepalive and user time-out.
 - **A `sentinel://` URL names a service, not a host.** Each connect asks the sentinels who its master is, and believes only a
   server that says of itself that it is one. So a failover is a lost connection like any other.
+- **TLS** is asked for by `rediss://` (or `?ssl=true` of a `sentinel://` URL), certificates are named in the URL's query, and
+  the server's certificate and host name are checked unless the URL says otherwise.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from redis.exceptions import ResponseError
 
 from mesh.core.setting_rows import split_hosts
 from mesh.store.credentials import REFUSALS, Credentials
+from mesh.store.tls import OPTIONS, explained, refuse_unknown
 
 __all__ = [
     "HEALTH_CHECK_S",
@@ -32,6 +35,7 @@ __all__ = [
     "Sentinels",
     "code_of",
     "connection_options",
+    "explained",
     "is_sentinel",
     "parse",
     "stand_in",
@@ -149,6 +153,9 @@ def parse(url: str, options: dict[str, Any]) -> tuple[type[Any], dict[str, Any]]
     pool = redis.ConnectionPool.from_url(re.sub(r"^redis\+socket://", "unix://", url), **options)
     arguments = dict(pool.connection_kwargs)
     kind = _OURS[pool.connection_class]
+    refuse_unknown(arguments)
+    if kind is not _Tls and any(name.startswith("ssl") for name in arguments):
+        raise ValueError("options of TLS are for rediss:// only")
     if kind is _Unix:
         for name in ("socket_keepalive", "socket_keepalive_options"):
             arguments.pop(name, None)
@@ -164,10 +171,15 @@ def is_sentinel(url: str) -> bool:
 
 
 def stand_in(url: str) -> str:
-    """The URL for those who only show it, or take it apart the way that Kombu does: the service's name as the host."""
-    if not is_sentinel(url):
+    """The URL for those who only show it, or take it apart the way that Kombu does: no passwords, no TLS, one host.
+
+    They connect through the store, which knows all of that. The service's name stands for a host that the sentinels know.
+    """
+    if url.startswith(("unix://", "redis+socket://")):
         return url
-    return f"redis://{split_hosts(url)[0].path.strip('/')}"
+    parts, _, hosts = split_hosts(url)
+    place = parts.path.strip("/")
+    return f"redis://{place}" if is_sentinel(url) else f"redis://{hosts[0]}/{place}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +194,7 @@ class Said:
 class Sentinels:
     """The sentinels of one service. Shared by all connections of a process; safe for threads."""
 
-    def __init__(self, service: str, addresses: list[tuple[str, int]], **login: str) -> None:
+    def __init__(self, service: str, addresses: list[tuple[str, int]], **login: Any) -> None:
         self.service = service
         self._addresses, self._login = list(addresses), login
         self._lock = threading.Lock()
@@ -211,12 +223,14 @@ class Sentinels:
         host, port = address
         name = f"{host}:{port}"
         options = connection_options(int(_SENTINEL_S * 1000), int(_SENTINEL_S * 1000))
-        connection = redis.Connection(host=host, port=port, **options, **self._login)
+        kind = redis.SSLConnection if "ssl_cert_reqs" in self._login else redis.Connection
+        connection = kind(host=host, port=port, **options, **self._login)
         try:
             connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
             answer = connection.read_response()
         except (redis.RedisError, OSError) as error:
-            return Said(sentinel=name, master=None, error=str(error))
+            why = explained(error, tls=kind is redis.SSLConnection)
+            return Said(sentinel=name, master=None, error=why)
         finally:
             connection.disconnect()
         if not answer:
@@ -224,21 +238,21 @@ class Sentinels:
         return Said(sentinel=name, master=(answer[0].decode(), int(answer[1])))
 
 
-class _Master(_OurConnection, redis.Connection):
-    """A connection to whichever server the sentinels call the master."""
+class _ToMaster(_OurConnection):
+    """Mixed into a connection: it goes to whichever server the sentinels call the master."""
 
     def __init__(self, *, sentinels: Sentinels, **options: Any) -> None:
         self._sentinels = sentinels
-        super().__init__(**options)  # type: ignore[no-untyped-call]
+        super().__init__(**options)
 
     def _connect(self) -> Any:
         self.host, self.port = self._sentinels.master()
-        return super()._connect()  # type: ignore[no-untyped-call]
+        return super()._connect()  # type: ignore[misc]
 
     def on_connect_check_health(self, check_health: bool = True) -> None:
         """Log in, then make sure that it is one: a sentinel that was cut off tells of former times."""
-        super().on_connect_check_health(check_health=check_health)
-        self.send_command("ROLE", check_health=False)  # type: ignore[no-untyped-call]
+        super().on_connect_check_health(check_health=check_health)  # type: ignore[misc]
+        self.send_command("ROLE", check_health=False)  # type: ignore[attr-defined]
         try:
             role = self.read_response()[0]
         except ResponseError:
@@ -248,6 +262,14 @@ class _Master(_OurConnection, redis.Connection):
             raise redis.ConnectionError(
                 f"{self.host}:{self.port} is no longer the master of {self._sentinels.service!r}"
             )
+
+
+class _Master(_ToMaster, redis.Connection):
+    pass
+
+
+class _TlsMaster(_ToMaster, redis.SSLConnection):
+    pass
 
 
 def _parse_sentinel(url: str, options: dict[str, Any]) -> tuple[type[Any], dict[str, Any]]:
@@ -260,18 +282,30 @@ def _parse_sentinel(url: str, options: dict[str, Any]) -> tuple[type[Any], dict[
         for name in ("username", "password")
         if f"sentinel_{name}" in query
     }
+    tls = {name: query.pop(name) for name in OPTIONS if name in query}
+    if query.pop("ssl", "true" if tls else "") == "true":
+        tls.setdefault("ssl_cert_reqs", "required")
     if not service or not addresses or query or not re.fullmatch(r"[0-9]*", database):
         raise ValueError(
             "the form is sentinel://[user:password@]host:port,host:port,…/service[/database]"
-            "[?sentinel_username=…&sentinel_password=…]"
+            "[?sentinel_username=…&sentinel_password=…&ssl=true&ssl_ca_certs=…]"
         )
-    arguments = {**options, "host": unquote(service), "db": int(database or 0)}
+    refuse_unknown(tls)
+    arguments: dict[str, Any] = {**options, **_typed(tls), "host": unquote(service), "db": int(database or 0)}
     name, _, password = user.partition(":")
     if password:
         arguments["password"] = unquote(password)
         if name:
             arguments["username"] = unquote(name)
-    return _Master, {**arguments, "sentinels": Sentinels(unquote(service), addresses, **login)}
+    sentinels = Sentinels(unquote(service), addresses, **login, **_typed(tls))
+    return _TlsMaster if tls else _Master, {**arguments, "sentinels": sentinels}
+
+
+def _typed(tls: dict[str, str]) -> dict[str, Any]:
+    """The options as redis-py wants them."""
+    if "ssl_check_hostname" not in tls:
+        return dict(tls)
+    return {**tls, "ssl_check_hostname": tls["ssl_check_hostname"].lower() not in ("false", "0", "no")}
 
 
 def _address(text: str) -> tuple[str, int]:

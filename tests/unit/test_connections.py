@@ -45,7 +45,9 @@ def test_what_is_no_sentinel_url(url: str) -> None:
 
 def test_others_see_a_url_that_they_can_read() -> None:
     assert stand_in(THREE) == "redis://the-service/3"
-    assert stand_in("rediss://host:1/2") == "rediss://host:1/2"
+    assert stand_in("rediss://user:word@host:1/2?ssl_ca_certs=/ca") == "redis://host:1/2"
+    assert stand_in("redis://:word@[::1]:1") == "redis://[::1]:1/"
+    assert stand_in("unix:///run/redis.sock") == "unix:///run/redis.sock"
 
 
 def test_an_error_is_known_by_its_first_word() -> None:
