@@ -70,6 +70,7 @@ class Beat:
         on_asked: Callable[[str, int], None],
         on_usurped: Callable[[], None],
         load: Callable[[], dict[str, Any]],
+        renew: Callable[[], None],
         types: dict[str, dict[str, Any]],
     ) -> None:
         self.settings, self.membership, self.holdings = settings, membership, holdings
@@ -79,7 +80,7 @@ class Beat:
         self._store = Store(dataclasses.replace(settings, redis_socket_timeout_ms=patience_ms))
         self._on_main, self._on_requirements, self._on_chords_due = on_main, on_requirements, on_chords_due
         self._on_poison = on_poison
-        self._on_lost, self._on_usurped, self._load = on_lost, on_usurped, load
+        self._on_lost, self._on_usurped, self._load, self._renew = on_lost, on_usurped, load, renew
         self._on_absent, self._on_asked = on_absent, on_asked
         self._asked, self._drain_by = "", 0.0
         self._on_overrun = on_overrun
@@ -154,6 +155,7 @@ class Beat:
             self.membership.agent_id, self.membership.incarnation, self._load(), entries
         )
         self.last_beat = time.monotonic()
+        self._renew()
         if answer.known == "usurped":
             self._on_usurped()
             return

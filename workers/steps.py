@@ -28,8 +28,10 @@ from ..core.requirements import capabilities_of, is_compound, satisfies
 from ..errors import Invalid, MeshError, Unauthenticated
 from ..settings import Settings, give_back
 from ..store.client import safe_url
+from ..store.signing import become, keys_of
 from ..store.store import Store
 from .beat import Beat
+from .certificate import OwnCertificate
 from .events import answer_listeners
 from .health import HealthServer
 from .identity import Membership, join, leave
@@ -65,9 +67,10 @@ class Agent:
 
     def _enter(self) -> None:
         """Join the namespace in Redis, and prepare all that the boot steps start."""
-        self.kids = (
-            self.joining.kids if self.joining is not None else self.settings.keyring.kids
-        )  # without a secret it ends here
+        if self.joining is not None:
+            self.kids = self.joining.kids
+        else:  # without a secret, or with a wrong file of policies, it ends here
+            self.kids, _ = self.settings.keyring.kids, self.settings.policies
         self.store = runtime.store_of(self.namespace)
         self.health = HealthServer(
             self.settings.agent_port, asked=self.settings.port_was_asked, report=self.report
@@ -86,6 +89,11 @@ class Agent:
                 grace_ms=self.settings.drain_grace_ms,
                 kids=",".join(self.kids),  # for `mesh.core.rotation`
             )
+            self.certificate = (
+                OwnCertificate(self.store, self.settings, self.membership.agent_id)
+                if self.joining is None
+                else None
+            )
         except BaseException:
             self.health._server.server_close()
             raise
@@ -94,6 +102,7 @@ class Agent:
             self.store, holder=self.membership.holder, slots=self.slots, isolated=self.isolated
         )
         self.holdings.region = self.settings.agent_region
+        self.holdings.offered = frozenset(self.capabilities)
         self.holdings.outbox.on_chords_due = self.complete_chords
         self.leaving = Leaving(self.settings, self.membership, self.holdings, self.worker)
         self.beat = Beat(
@@ -111,6 +120,7 @@ class Agent:
             on_asked=self.obey,
             on_usurped=self.usurped,
             load=self.load,
+            renew=self.certificate.renew if self.certificate is not None else lambda: None,
             types=self.types,
         )
         self._prepare_tasks()
@@ -199,6 +209,7 @@ class Agent:
             "capabilities": list(self.capabilities),
             "seconds_since_beat": round(silent_s, 3),
             "refused_results": self.holdings.outbox.refused,
+            "refused_tasks": self.holdings.refusals.count,
             **load,
         }
 
@@ -228,7 +239,8 @@ class Agent:
         """Tell the store what this agent consumes: from now on tasks are placed with it."""
         if self.leaving.begun:
             return
-        consumed = [name for name in self.app.amqp.queues.consume_from if carries_tasks(name)]
+        keys, names = keys_of(self.settings), self.app.amqp.queues.consume_from
+        consumed = [name for name in names if carries_tasks(name) and keys.covers(name)]
         queues = regional(consumed, self.settings.agent_region)
         self.store.agents.offer(self.membership.agent_id, self.membership.incarnation, queues)
 
@@ -353,6 +365,7 @@ class Agent:
         self.beat.stop()
         self.health.stop()
         runtime.become_agent(None)
+        become(self.namespace, None, None)
         give_back()  # on SIGHUP Celery starts this program anew
 
 

@@ -28,11 +28,14 @@ from mesh.bus import messages, runtime
 from mesh.bus.documents import one_line
 from mesh.bus.holdings import Holding
 from mesh.bus.messages import ATTEMPT_HEADER, part_index
+from mesh.bus.opening import open_body, open_stored
 from mesh.bus.publishing import TooLate, current_attempt, parent_run
 from mesh.bus.results import ResultConsumer
+from mesh.core.envelopes import Rejected
 from mesh.core.states import RECORDED, Reason, State, celery_status
 from mesh.errors import StoreUnavailable
 from mesh.store.connections import HEALTH_CHECK_S, stand_in
+from mesh.store.signing import body_sealer
 from mesh.store.store import Store
 from mesh.store.tasks import Crashed, Entry, Settlement
 
@@ -182,13 +185,22 @@ class Backend(RedisBackend):  # type: ignore[misc]
 
         What Redis cannot be told now is claimed again later, see reap.lua.
         """
-        told = []
+        told, left = [], set()
         try:
             for record in self.store.tasks.records(task_ids):
                 message = self.store.tasks.message(record.id) if record is not None else None
                 if record is None or message is None or (record.state, record.reason) != POISON:
                     continue
                 error = WorkerLostError(record.error)
+                try:  # its callbacks are about to be signed by this agent
+                    message = open_stored(self.store, record.queue, record.id, message)
+                except Rejected as refused:
+                    logger.error("task %s: its callbacks are not published: %s", record.id, refused.detail)
+                    if refused.reason is Reason.MOVED:
+                        left.add(record.id)  # to an agent that has the key
+                    else:
+                        told.append((record.id, error))
+                    continue
                 with runtime.publishing_as(f"{record.id}:{record.run}"):
                     try:
                         accept = self.app.conf.accept_content
@@ -199,7 +211,8 @@ class Backend(RedisBackend):  # type: ignore[misc]
                     except Exception:
                         logger.exception("task %s: its error callbacks cannot be published", record.id)
                 told.append((record.id, error))
-            self.store.tasks.told(task_ids)
+            if done := [task_id for task_id in task_ids if task_id not in left]:
+                self.store.tasks.told(done)
         except StoreUnavailable as failure:
             logger.warning("the end of poisoned tasks waits for Redis: %s", failure)
         return told
@@ -237,6 +250,8 @@ class Backend(RedisBackend):  # type: ignore[misc]
         words, groups = self._patiently(lambda: self.store.tasks.settle([settlement]))
         if holdings is not None and holding is not None:
             holdings.end(holding, None)
+            if words[0] in RECORDED and holding.proof:
+                holdings.seen.add(holding.proof)
         for group in groups:
             self.complete_chord(group)
         if words[0] not in RECORDED:
@@ -320,7 +335,8 @@ class Backend(RedisBackend):  # type: ignore[misc]
         if any(isinstance(result, GroupResult) for result in header.results):
             header.save(backend=self)  # nested: the results' structure is needed again
         parent = parent_run(current_attempt()) or ""
-        self.store.chords.arm(str(header.id), body=json_dumps(body).encode(), token=parent)
+        sealed = body_sealer(self.store)(str(header.id), json_dumps(body).encode())
+        self.store.chords.arm(str(header.id), body=sealed, token=parent)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """The header's size is known once its last task is published."""
@@ -346,7 +362,13 @@ class Backend(RedisBackend):  # type: ignore[misc]
         due = self.store.chords.take(group_id)
         if due is None:
             return False
-        body = maybe_signature(json_loads(due.body.decode()), app=self.app)
+        try:
+            opened = open_body(self.store, group_id, due.body)
+        except Rejected as refused:
+            logger.error("chord %s: its body is refused: %s", group_id, refused.detail)
+            self.store.chords.done(group_id, due.armed)
+            return True
+        body = maybe_signature(json_loads(opened.decode()), app=self.app)
         with runtime.publishing_as(f"chord:{group_id}:{due.armed}"):
             try:
                 results = self._chord_results(group_id, due.documents)

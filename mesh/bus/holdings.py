@@ -16,6 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from mesh.bus import messages
+from mesh.bus.opening import Refusals, Seen
+from mesh.core.envelopes import Rejected
 from mesh.core.places import own_queue, regional
 from mesh.core.prefetch import RunTime, refill_at, room
 from mesh.core.states import RECORDED, State
@@ -44,6 +47,7 @@ class Holding:
         "overran",
         "pid",
         "priority",
+        "proof",
         "queue",
         "request",
         "run",
@@ -65,6 +69,7 @@ class Holding:
         self.ended = False  # its end is in the outbox, or was recorded elsewhere
         self.seen: str | None = None  # failure, retry, time-out, revoke: an acknowledgement then says nothing
         self.request: Any = None
+        self.proof = b""  # of its message's seal
 
     def drop(self) -> None:
         """It is no longer this agent's: whatever comes of it is refused."""
@@ -114,6 +119,9 @@ class Holdings:
         self.isolated = isolated  # each task runs in a process of its own (prefork)
         self.run_time = RunTime()
         self.by_tag: dict[str, Holding] = {}
+        self.seen = Seen()
+        self.refusals = Refusals()
+        self.offered: frozenset[str] | None = None  # its capabilities; None: it is no agent
         self.outbox = Outbox(self)
         self.wake = Wake()
         self.starved = (
@@ -179,6 +187,8 @@ class Holdings:
         """Celery acknowledges: success, unless something else was seen of this attempt."""
         if not holding.ended and holding.seen is None and not recorded_elsewhere:
             self.end(holding, self.settlement(holding, State.SUCCEEDED))
+        elif not holding.ended and self.isolated:
+            self.outbox.ended_elsewhere(holding)
         self.forget(holding)
 
     def settlement(
@@ -186,7 +196,15 @@ class Holdings:
     ) -> Settlement:
         """How this attempt ended."""
         ran_ms = None if holding.started_at is None else int((time.monotonic() - holding.started_at) * 1000)
-        return Settlement(holding.id, holding.fence, state, document, keep, ran_ms)
+        return Settlement(holding.id, holding.fence, state, document, keep, ran_ms, proof=holding.proof)
+
+    def refuse(self, holding: Holding, refused: Rejected) -> None:
+        """Its message is not to be run: put aside, with the reason."""
+        document = messages.failure(holding.id, refused.detail)
+        settlement = self.settlement(holding, State.DEAD_LETTERED, document, keep=True)
+        self.end(holding, settlement._replace(reason=refused.reason, error=refused.detail, proof=b""))
+        self.forget(holding)
+        self.refusals.note(holding.id, refused)
 
     def release(self, holdings: Iterable[Holding]) -> None:
         """Give attempts back, uncounted."""
@@ -229,6 +247,7 @@ class Outbox:
         self._tasks = holdings.store.tasks
         self._starts: deque[Holding] = deque()
         self._ends: deque[Settlement] = deque()
+        self._elsewhere: deque[tuple[Entry, bytes]] = deque()
         self._news = threading.Event()
         self._stopping = False
         self._last = 0.0
@@ -248,11 +267,19 @@ class Outbox:
         if not self._news.is_set():
             self._news.set()
 
+    def ended_elsewhere(self, holding: Holding) -> None:
+        """A pool's child has recorded its end, or not: Redis knows, and is asked with what goes next."""
+        if holding.proof:
+            self._elsewhere.append((Entry(holding.id, holding.fence), holding.proof))
+            if not self._news.is_set():
+                self._news.set()
+
     def take(self) -> Batch | None:
         """What is there, to be sent now; None if nothing is."""
         self._news.clear()
         starts: list[tuple[str, str, int]] = []
         ends: list[Settlement] = []
+        elsewhere: list[tuple[Entry, bytes]] = []
         now = time.monotonic()
         with contextlib.suppress(IndexError):  # two threads may take at once: each gets a part
             for _ in range(len(self._starts)):
@@ -262,7 +289,11 @@ class Outbox:
                     starts.append((holding.id, holding.fence, int((now - holding.started_at) * 1000)))
         with contextlib.suppress(IndexError):
             ends.extend(self._ends.popleft() for _ in range(len(self._ends)))
-        return Batch(self._tasks, starts, ends) if starts or ends else None
+        with contextlib.suppress(IndexError):
+            elsewhere.extend(self._elsewhere.popleft() for _ in range(len(self._elsewhere)))
+        if not (starts or ends or elsewhere):
+            return None
+        return Batch(self._tasks, starts, ends, elsewhere, self._holdings.seen)
 
     def put_back(self, batch: Batch | None) -> None:
         """It may not have arrived: ends are sent again (starts are not worth it: the end tells them too)."""
@@ -272,11 +303,17 @@ class Outbox:
 
     def confirm(self, batch: Batch, replies: list[Any]) -> None:
         """Redis's answers to a batch."""
+        for (entry, proof), reply in zip(batch.elsewhere, replies, strict=False):
+            if not isinstance(reply, Exception) and self._tasks.ended_by(reply, entry):
+                batch.seen.add(proof)
         if not batch.ends:
             return
         words, due = self._tasks.settled(replies[-1])
         for settlement, word in zip(batch.ends, words, strict=True):
-            if word not in RECORDED:
+            if word in RECORDED:
+                if settlement.proof:
+                    batch.seen.add(settlement.proof)
+            else:
                 self.refused += 1
                 logger.info("result of %s (attempt %s) refused: %s", settlement.id, settlement.fence, word)
         if due:
@@ -331,13 +368,20 @@ class Outbox:
 
 
 class Batch:
-    """Starts and ends on their way."""
+    """Starts and ends on their way, and questions about ends; what ended for good will be remembered in `seen`."""
 
-    __slots__ = ("calls", "ends")
+    __slots__ = ("calls", "elsewhere", "ends", "seen")
 
-    def __init__(self, tasks: Any, starts: list[tuple[str, str, int]], ends: list[Settlement]) -> None:
-        self.ends = ends
-        self.calls: list[tuple[Bound, list[Any]]] = []
+    def __init__(
+        self,
+        tasks: Any,
+        starts: list[tuple[str, str, int]],
+        ends: list[Settlement],
+        elsewhere: list[tuple[Entry, bytes]],
+        seen: Seen,
+    ) -> None:
+        self.ends, self.elsewhere, self.seen = ends, elsewhere, seen
+        self.calls: list[tuple[Bound, list[Any]]] = [tasks.end_words(entry) for entry, _ in elsewhere]
         if starts:
             self.calls.append(tasks.start_words(starts))
         if ends:

@@ -7,6 +7,7 @@ does it: both through `try_again`. Types made with `@task` are tried again by th
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -17,10 +18,15 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from mesh.bus import messages
 from mesh.bus.documents import one_line
+from mesh.bus.opening import open_stored
+from mesh.core.envelopes import Rejected
 from mesh.core.retries import decide
 from mesh.core.states import RECORDED, Reason, State
+from mesh.store.signing import sealer
 from mesh.store.store import Store
 from mesh.store.tasks import Entry, Settlement
+
+logger = logging.getLogger(__name__)
 
 
 def hard_limit_s(request: Any) -> float | None:
@@ -41,16 +47,22 @@ def try_again(store: Store, request: Any, error: TimeLimitExceeded) -> str | Non
     headers, holding = request.request_dict, request.holding
     policy = said.policy(headers.get(messages.RETRIES_HEADER), store.settings)
     decision = decide(policy, retries=int(headers.get("retries") or 0), dice=random.random())
-    message = store.tasks.message(holding.id) if decision.again else None
-    if message is None:
+    stored = store.tasks.message(holding.id) if decision.again else None
+    if stored is None:
         return None
+    try:  # it has lain in Redis since it was fetched, and this agent is about to sign it
+        message = messages.next_try(open_stored(store, holding.queue, holding.id, stored))
+    except Rejected as refused:
+        logger.error("task %s is not tried again: %s", holding.id, refused.detail)
+        return None
+    delay_ms = int(decision.delay_s * 1000)
     word = store.tasks.retry(
         Entry(holding.id, holding.fence),
         queue=holding.queue,
         task_type=request.type,
         priority=holding.priority or 0,
-        message=messages.next_try(message),
-        delay_ms=int(decision.delay_s * 1000),
+        message=sealer(store, holding.queue, delay_ms=delay_ms)(holding.id, message),
+        delay_ms=delay_ms,
         failed=True,
         timed_out=True,
         problem=one_line(error),

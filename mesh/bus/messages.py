@@ -8,15 +8,18 @@ template says, and of the usual body only the arguments; the agent builds the fu
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 from kombu import serialization
+from kombu.compression import decompress
 from kombu.serialization import prepare_accept_content
 from kombu.transport import base, virtual
 from kombu.utils.json import dumps as json_dumps
 from kombu.utils.json import loads as json_loads
+
+from mesh.core.canvas import named_types
 
 JSON, UTF8 = "application/json", "utf-8"
 CALL_HEADER = "mesh_call"  # on the way to the store: what the call said that Celery's message does not keep
@@ -211,6 +214,32 @@ def request_of(task_id: str, queue: str, message: bytes, accept: Iterable[str]) 
     return {**request, **(read[2] if isinstance(read, (list, tuple)) and len(read) == 3 else {})}
 
 
+def types_in(message: bytes) -> Iterator[str]:
+    """Every task type that a stored message names, see `mesh.core.canvas`. Raises `ValueError` for one that cannot be told."""
+    try:
+        task_type, body, content_type, content_encoding, headers, _ = _decode(message)
+        if isinstance(headers, str):
+            headers = json_loads(headers)
+        headers = headers or {}
+        if content_type == _ARGUMENTS_ONLY:
+            args: Any = _from_json(body) if task_type.startswith("celery.") else []
+            yield from named_types(task_type, args, {}, {}, headers)
+            return
+        if content_type not in (None, JSON) or {"id", "task"} & headers.keys():
+            raise ValueError("its content is not JSON")
+        if headers.get("compression"):
+            body = decompress(body, headers["compression"])
+        read = serialization.loads(body, JSON, content_encoding or UTF8, accept={JSON})
+        args, kwargs, embed = read if isinstance(read, list) else (None, None, None)
+        if not (isinstance(args, list) and isinstance(kwargs, dict) and isinstance(embed, dict)):
+            raise ValueError("its body is not that of a task")
+        yield from named_types(task_type, args, kwargs, embed, headers)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever an attacker can think of
+        raise ValueError(f"it cannot be read: {type(error).__name__}") from error
+
+
 class Delivery:
     """One leased task on its way from the channel to the worker."""
 
@@ -248,8 +277,6 @@ class Message(virtual.Message):  # type: ignore[misc]
         task_id = holding.id
         headers = {
             **_HEADERS,
-            "id": task_id,
-            "task": task_type,
             "root_id": task_id,
             "timelimit": [None, None],
             "stamps": {},
@@ -261,6 +288,7 @@ class Message(virtual.Message):  # type: ignore[misc]
         if changed:
             headers.update(changed)
             own = {name: value for name, value in changed.items() if name not in _known()}
+        headers["id"], headers["task"] = task_id, task_type
         headers["headers"] = own  # or Celery looks for them itself, in each task anew
         headers[ATTEMPT_HEADER] = {"fence": holding.fence, "run": holding.run}
         delivery_info = {"exchange": "", "routing_key": holding.queue, "redelivered": payload.redelivered}

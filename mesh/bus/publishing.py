@@ -22,6 +22,7 @@ from mesh.bus.messages import ATTEMPT_HEADER, CALL_HEADER, compact, part_index
 from mesh.core.places import check_strategy, placing
 from mesh.core.requirements import canonical, is_compound
 from mesh.errors import Invalid
+from mesh.store.signing import sealer
 from mesh.store.store import Store
 from mesh.store.tasks import Entry, Template
 
@@ -92,7 +93,8 @@ def parent_run(attempt: tuple[Any, Entry, int] | None) -> str | None:
 
 
 def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bool = False) -> str:
-    """Publish one message as Kombu hands it over; the script's word for it. Raises `Invalid` for one that is too large."""
+    """Publish one message as Kombu hands it over; the script's word for it. Raises `Invalid` for one that is too large, or
+    that this process has no key for."""
     headers = payload.get("headers") or {}
     task_id = str(headers.get("id") or uuid.uuid4())
     task_type = str(headers.get("task") or "")
@@ -118,7 +120,7 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
             queue=queue,
             task_type=task_type,
             priority=priority,
-            message=message,
+            message=sealer(store, queue, delay_ms=delay_ms)(task_id, message),
             delay_ms=delay_ms,
             failed=failed,
             timed_out=failed and isinstance(sys.exc_info()[1], SoftTimeLimitExceeded),
@@ -137,13 +139,17 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
         else None
     )
     settings = store.settings
+    times = {
+        "delay_ms": delay_ms,
+        "expires_ms": _ms_from_now(headers["expires"], now) if headers.get("expires") else None,
+        "deadline_ms": _deadline_ms(call.get("deadline_s")),
+    }
+    queue = canonical([queue]) if is_compound(queue) else queue
     template = Template(
-        queue=canonical([queue]) if is_compound(queue) else queue,
+        queue=queue,
         type=task_type,
         priority=priority,
-        delay_ms=delay_ms,
-        expires_ms=_ms_from_now(headers["expires"], now) if headers.get("expires") else None,
-        deadline_ms=_deadline_ms(call.get("deadline_s")),
+        **times,
         kind="child" if parent is not None else "outside",
         placing=placing(
             check_strategy(call.get("strategy") or settings.load_balancing_strategy),
@@ -152,7 +158,8 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
         extra=("chord", chord) if chord else (),
     )
     token = parent if parent is not None else str(call.get("nonce") or uuid.uuid4().hex)
-    word = store.tasks.submit([template.publication(task_id, message, token)])[0]
+    sealed = sealer(store, queue, **times)(task_id, message)
+    word = store.tasks.submit([template.publication(task_id, sealed, token)])[0]
     if word == "full":
         raise OperationalError(f"No more requirements can be registered (queue {queue}): 10,000 are in use.")
     return word

@@ -8,7 +8,6 @@ this channel sends the outbox and a fetch, and, when there was nothing to fetch,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from queue import Empty
 from time import monotonic
 from typing import Any
@@ -21,16 +20,22 @@ from kombu.utils.eventio import READ
 from mesh.bus import runtime
 from mesh.bus.holdings import Batch, Holding, Holdings
 from mesh.bus.messages import Delivery, Message
+from mesh.bus.opening import Seen, open_task
 from mesh.bus.publishing import DEFAULT_PRIORITY, publish
+from mesh.core.envelopes import Rejected
+from mesh.core.requirements import satisfies
+from mesh.core.states import Reason
 from mesh.errors import StoreUnavailable
 from mesh.store.client import NETWORK_ERRORS, NoScriptError, NotNow, pack, read_reply
 from mesh.store.connections import HEALTH_CHECK_S
 from mesh.store.scripts import Bound
+from mesh.store.signing import keys_of
 from mesh.store.store import Store
-from mesh.store.tasks import Entry, Fetched
+from mesh.store.tasks import Entry, Fetch
 
 WAIT_S = 1.0  # a wait at the bells ends after so long, then a fetch looks for what no bell told
 _REFUSED_S = 0.5  # after Redis has refused a fetch
+_REFUSED_ALL = 64  # tasks that are fetched at least after a fetch of which all was refused: what is in order waits behind it
 _REPLY_KEPT_MS = 3_600_000
 
 
@@ -162,6 +167,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             None  # what the connection's pending replies belong to
         )
         self._idle = False  # the last fetch brought nothing
+        self._refused_all = False  # nothing of the last fetch was in order
         self._not_before = 0.0  # Redis has refused a fetch: none is sent before
         self._next_due_ms = -1
         self._own: Holdings | None = None
@@ -205,10 +211,18 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     def _update_queue_cycle(self) -> None:
         fanout = self.active_fanout_queues
-        self._consumed = [queue for queue in dict.fromkeys(self._active_queues) if queue not in fanout]
+        wanted = [queue for queue in dict.fromkeys(self._active_queues) if queue not in fanout]
+        self._consumed = [queue for queue in wanted if not carries_tasks(queue) or self._has_key(queue)]
         self._task_queues = [queue for queue in self._consumed if carries_tasks(queue)]
         self._places = None
         super()._update_queue_cycle()
+
+    def _has_key(self, queue: str) -> bool:
+        """A queue is not consumed whose tasks could only be refused."""
+        if keys_of(self.store.settings).covers(queue):
+            return True
+        kombu_redis.logger.error("queue %s is not consumed: there is no key for its tasks here", queue)
+        return False
 
     # -- producing
 
@@ -309,7 +323,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
                 holder=holdings.holder,
                 isolated=holdings.isolated,
                 nonce=os.urandom(4).hex(),
-                limit=max(1, holdings.room()),
+                limit=max(_REFUSED_ALL if self._refused_all else 1, holdings.room()),
                 held=len(holdings.by_tag),
                 queues=queues,
             )
@@ -341,10 +355,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         else:
             if batch is not None:
                 holdings.outbox.confirm(batch, replies[:-1])
-            self._next_due_ms, tasks = self.store.tasks.fetched(replies[-1])
-            self._idle = not tasks
-            if tasks:
-                self._deliver_all(tasks, holdings)
+            found = self.store.tasks.fetched(replies[-1])
+            self._next_due_ms, self._idle = found.next_due_ms, not found.tasks
+            if found.tasks:
+                self._deliver_all(found, holdings)
                 return True
         raise Empty
 
@@ -366,14 +380,21 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     def _on_connection_disconnect(self, connection: Any) -> None:
         """A connection is gone: what was under way on it is sent again on the next one."""
+        held = runtime.holdings or self._own
+        if held is not None:
+            held.seen = Seen()  # who comes back may have forgotten: whatever it has is to be run
         if self._sent is not None and self._in_poll is connection:
             batch, self._sent = self._sent[1], None
             self.holdings.outbox.put_back(batch)
         super()._on_connection_disconnect(connection)
 
-    def _deliver_all(self, tasks: list[Fetched], holdings: Holdings) -> None:
-        deliveries = list(self._held(tasks, holdings))
-        for holding, task in deliveries:
+    def _deliver_all(self, found: Fetch, holdings: Holdings) -> None:
+        room = max(1, holdings.room())
+        deliveries = self._opened(found, holdings, self._task_queues)
+        if self._refused_all and len(deliveries) > room:  # more was fetched than there is room for
+            holdings.release([holding for holding, *_ in deliveries[room:]])
+        self._refused_all = not deliveries
+        for holding, message, redelivered in deliveries:
             if holding.dropped:
                 continue
             if (
@@ -381,34 +402,55 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
                 or worker_state.should_terminate is not None
                 or holdings.closed
             ):
-                holdings.release([one for one, _ in deliveries if one.started_at is None])
+                holdings.release([one for one, *_ in deliveries if one.started_at is None])
                 return
-            self.connection._deliver(Delivery(holding, task.message, task.redelivered), task.queue)
+            self.connection._deliver(Delivery(holding, message, redelivered), holding.queue)
 
-    @staticmethod
-    def _held(tasks: list[Fetched], holdings: Holdings) -> Iterator[tuple[Holding, Fetched]]:
-        for task in tasks:
-            holding = holdings.add(task.id, task.fence, task.run, task.queue, task.priority)
+    def _opened(
+        self, found: Fetch, holdings: Holdings, queues: list[str]
+    ) -> list[tuple[Holding, bytes, bool]]:
+        """The attempts that may be run: each held, its message, whether it was delivered before. The others are refused."""
+        keys, opened = keys_of(self.store.settings), []
+        held = [  # all before any is refused: who is refused makes room
+            holdings.add(task.id, task.fence, task.run, task.queue, task.priority) for task in found.tasks
+        ]
+        for task, holding in zip(found.tasks, held, strict=True):
+            try:
+                if task.queue not in queues and not self._offers(task.queue):
+                    raise Rejected(Reason.MOVED, f"a task of queue {task.queue[:200]!r} is not this agent's")
+                message, holding.proof, *_ = open_task(keys, task.queue, task.id, task.message, found.now_ms)
+                if holding.proof in holdings.seen:
+                    raise Rejected(Reason.REPLAYED, "this very message has been run to its end before")
+            except Rejected as refused:
+                holdings.refuse(holding, refused)
+                continue
             if task.watched and not holdings.isolated:
                 holdings.alone_until = monotonic() + holdings.store.settings.lease_ms / 1000
-            yield holding, task
+            opened.append((holding, message, task.redelivered))
+        return opened
+
+    def _offers(self, queue: str) -> bool:
+        offered = self.holdings.offered
+        return offered is not None and satisfies(offered, queue)
 
     def _get(self, queue: str) -> Any:
         if not carries_tasks(queue):
             return super()._get(queue)
         holdings = self.holdings
-        tasks = self.store.tasks.fetch(
-            holder=holdings.holder,
-            isolated=False,
-            nonce=os.urandom(4).hex(),
-            limit=1,
-            held=0,
-            queues=[queue],
-        )
-        if not tasks:
-            raise Empty
-        holding, task = next(self._held(tasks, holdings))
-        return Delivery(holding, task.message, task.redelivered)
+        while True:
+            bound, words = self.store.tasks.fetch_words(
+                holder=holdings.holder,
+                isolated=False,
+                nonce=os.urandom(4).hex(),
+                limit=1,
+                held=0,
+                queues=[queue],
+            )
+            found = self.store.tasks.fetched(bound(*words))
+            if not found.tasks:
+                raise Empty
+            for holding, message, redelivered in self._opened(found, holdings, [queue]):
+                return Delivery(holding, message, redelivered)
 
     def close(self) -> None:
         """Close; a fetch under way is read first, and what it brought is given back."""
@@ -428,7 +470,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             replies = [read_reply(connection) for _ in range(number)]
             if batch is not None:
                 holdings.outbox.confirm(batch, replies[:-1])
-            tasks = self.store.tasks.fetched(replies[-1])[1]
+            tasks = self.store.tasks.fetched(replies[-1]).tasks
             self.store.tasks.release([Entry(task.id, task.fence) for task in tasks])
         except Exception as error:
             holdings.outbox.put_back(batch)

@@ -68,6 +68,7 @@ class Opened(NamedTuple):
 
     message: bytes
     proof: bytes  # 16 bytes that name this very sealing
+    not_after_ms: int
     claims: Claims | None  # the certificate of the agent that sealed it; None: a holder of the secret
 
 
@@ -341,9 +342,10 @@ def open_sealed(keys: TaskKeys, queue: str, task_id: str, sealed: bytes, now_ms:
     state.update(message)
     if not compare_digest(state.digest(), proof):
         raise _forged()
-    if now_ms is not None and int.from_bytes(sealed[6:12], "big") < now_ms:
+    not_after_ms = int.from_bytes(sealed[6:12], "big")
+    if now_ms is not None and not_after_ms < now_ms:
         raise _over()
-    return Opened(message, proof, None)
+    return Opened(message, proof, not_after_ms, None)
 
 
 def _open_agents(keys: TaskKeys, queue: str, task_id: str, sealed: bytes, now_ms: int | None) -> Opened:
@@ -370,9 +372,10 @@ def _open_agents(keys: TaskKeys, queue: str, task_id: str, sealed: bytes, now_ms
         public_key.verify(signature, digest)
     except InvalidSignature:
         raise _forged() from None
-    if now_ms is not None and int.from_bytes(sealed[6:12], "big") < now_ms:
+    not_after_ms = int.from_bytes(sealed[6:12], "big")
+    if now_ms is not None and not_after_ms < now_ms:
         raise _over()
-    return Opened(message, digest[:_PROOF], claims)
+    return Opened(message, digest[:_PROOF], not_after_ms, claims)
 
 
 def _unknown(keys: TaskKeys, queue: str, sealed: bytes) -> Rejected:

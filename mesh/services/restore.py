@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from mesh.bus import messages
+from mesh.core.envelopes import peel
 from mesh.core.names import check_name
 from mesh.core.states import HELD, State
 from mesh.errors import Conflict, Invalid
@@ -202,7 +203,7 @@ def _tell_chains(store: Store, failed: Sequence[str]) -> None:
     """What was to follow these tasks fails with them, and the chords that wait for it are told, as Celery does it."""
     keys = [store.keys.of("message", task_id) for task_id in failed]
     for task_id, message in zip(failed, store.client.execute("MGET", *keys) if keys else [], strict=True):
-        for member in messages.chain_of(message) if message else []:
+        for member in messages.chain_of(peel(message)) if message else []:
             document = messages.failure(
                 member.id, f"task {task_id}, which it was to follow, was restored as failed"
             )

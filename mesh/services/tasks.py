@@ -6,17 +6,19 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
 
 from mesh.bus import documents, messages
+from mesh.bus.opening import open_stored
+from mesh.core.envelopes import Rejected
 from mesh.core.names import check_name
 from mesh.core.places import check_strategy, placing
 from mesh.core.requirements import canonical
-from mesh.core.states import State
+from mesh.core.states import RULES, Reason, State, Verb
 from mesh.errors import (
     Cancelled,
     Conflict,
@@ -24,12 +26,14 @@ from mesh.errors import (
     Invalid,
     MeshError,
     NotFound,
+    Refused,
     TaskFailed,
     TimedOut,
     Unsatisfiable,
 )
 from mesh.services import types
 from mesh.services.types import TypeInfo
+from mesh.store.signing import sealer
 from mesh.store.store import Store
 from mesh.store.tasks import Publication, Record, Template
 
@@ -94,6 +98,7 @@ class _Shape:
     info: TypeInfo | None  # None: nobody has said anything of this type
     headers: dict[str, Any] | None
     template: Template
+    seal: Callable[[str, bytes], bytes]  # good for what is published now
 
     @property
     def queue(self) -> str:
@@ -112,7 +117,7 @@ def _shape(store: Store, task_type: str, options: Options, by: str | None = None
         common, template = _make_shape(
             task_type, needs, options, options.strategy or strategy, options.region or region, by
         )
-    return _Shape(task_type, info, common, template)
+    return _Shape(task_type, info, common, template, sealer(store, template.queue, **template.times))
 
 
 def requirement(store: Store, task_type: str, requires: tuple[str, ...]) -> str:
@@ -209,7 +214,7 @@ def _publication(shape: _Shape, arguments: bytes, task_id: str | None) -> tuple[
         content = b"\0".join((shape.task_type.encode(), shape.queue.encode(), arguments))
         token = hashlib.blake2b(content, digest_size=16).hexdigest()
     message = messages.of_arguments(shape.task_type, arguments, shape.headers)
-    return task_id, shape.template.publication(task_id, message, token)
+    return task_id, shape.template.publication(task_id, shape.seal(task_id, message), token)
 
 
 def check_task_id(task_id: str) -> str:
@@ -229,8 +234,8 @@ def submit(
 ) -> str:
     """Publish one task; its id. The same `task_id` is the same task: again with the same content changes nothing.
 
-    Raises `Invalid`, `Conflict` (the id is in use by other content), `Unsatisfiable` (too many requirements),
-    `StoreUnavailable`.
+    Raises `Invalid` (also where there is no key to sign with), `Conflict` (the id is in use by other content), `Unsatisfiable`
+    (too many requirements), `StoreUnavailable`.
     """
     if task_id is not None:
         check_task_id(task_id)
@@ -357,11 +362,24 @@ def cancel(store: Store, task_id: str, reason: str = "cancelled") -> bool:
 def retry(store: Store, task_id: str) -> None:
     """Run a task that failed, timed out or was put aside again: a new run of the same id.
 
-    Raises `NotFound`, `Conflict` (it has not ended, or ended otherwise, or its message is no longer kept).
+    Raises `NotFound`, `Conflict` (it has not ended, or ended otherwise, or its message is no longer kept), `Refused` (its
+    message is not what somebody who may has signed: it is run by nobody, and signed again by nobody).
     """
     record = get(store, task_id)
-    message = store.tasks.message(task_id)
-    word = "stale" if message is None else store.tasks.replay(task_id, record.run, messages.anew(message))
+    if record.reason == Reason.REPLAYED:
+        raise Refused(
+            f"Task {task_id} is not run again: its message was a copy of one that has been run to its end."
+        )
+    stored, word = store.tasks.message(task_id), "stale"
+    if stored is not None and record.state in RULES[Verb.REPLAY].sources:
+        try:
+            message = messages.anew(open_stored(store, record.queue, task_id, stored))
+        except Rejected as refused:
+            raise Refused(
+                f"Task {task_id} is not run again: {refused.detail}. Submit it anew, under another id."
+            ) from None
+        sealed = sealer(store, record.queue)(task_id, message)
+        word = store.tasks.replay(task_id, record.run, sealed)
     if word == "missing":
         raise NotFound(f"There is no task {task_id!r} in namespace {store.settings.namespace!r}.")
     if word != "moved":

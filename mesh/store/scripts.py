@@ -157,7 +157,7 @@ def script(function: Callable[..., Any]) -> Script:
 
 
 def call_together(
-    client: Client, calls: Sequence[tuple[Bound, Sequence[bytes | str | int | float]]]
+    client: Client, calls: Sequence[tuple[Any, Sequence[bytes | str | int | float]]]
 ) -> list[Any]:
     """Run several scripts in one round trip; a server that does not know one is taught it and asked again."""
     commands = [bound.pack(args) for bound, args in calls]

@@ -13,26 +13,30 @@ import json
 import mmap
 import os
 import secrets
+from collections.abc import Iterable
 from typing import Protocol
 
 from mesh.core import tokens
-from mesh.core.envelopes import AgentSealer, Opened, Sealer, TaskKeys, lifetime_ms, open_sealed
+from mesh.core.envelopes import AgentSealer, Sealer, TaskKeys, lifetime_ms
 from mesh.core.keyring import Keyring
 from mesh.settings import Settings
 from mesh.store.store import Store
 
 __all__ = [
+    "CHORDS",
     "AgentSigner",
     "RootSigner",
     "Signer",
     "become",
+    "body_sealer",
     "certify",
     "keys_of",
-    "open_message",
+    "kid_in_force",
     "sealer",
     "signer_of",
 ]
 
+CHORDS = "@chord"  # in the place of a queue: no queue is called so
 CERTIFICATE_S = 86_400  # the life of a certificate
 RENEWED_S = CERTIFICATE_S // 2  # what may be left of it when it is renewed
 _SLOT = tokens.MOST_CHARACTERS + 4
@@ -48,16 +52,32 @@ class Signer(Protocol):
 class RootSigner:
     """Seals as a holder of the secret."""
 
-    def __init__(self, keys: TaskKeys, keyring: Keyring) -> None:
-        self._keys, self._keyring = keys, keyring
-
-    def kid(self) -> str:
-        """The name of the secret in force."""
-        return self._keyring.kids[0]
+    def __init__(self, keys: TaskKeys, settings: Settings) -> None:
+        self._keys, self._settings = keys, settings
+        self._agent: AgentSigner | None = None
+        self._renew_at_ms = 0
 
     def sealer(self, queue: str, not_after_ms: int) -> Sealer:
         """See `Signer`."""
-        return Sealer(self._keys, self.kid(), queue, not_after_ms=not_after_ms, nonce=os.urandom(4))
+        return Sealer(
+            self._keys, kid_in_force(self._settings), queue, not_after_ms=not_after_ms, nonce=os.urandom(4)
+        )
+
+    def as_agent(self, now_ms: int) -> AgentSigner:
+        """A signer whose seals agents without the secret can open as well; it may submit everything."""
+        if self._agent is None:
+            self._agent = AgentSigner(self._keys.namespace)
+        if now_ms >= self._renew_at_ms:
+            self._renew_at_ms = certify(
+                self._agent,
+                self._settings.keyring,
+                kid_in_force(self._settings),
+                subject="mesh",
+                agent_type="admin",
+                submit=("*",),
+                now_ms=now_ms,
+            )
+        return self._agent
 
 
 class AgentSigner:
@@ -105,20 +125,34 @@ def _kid(certificate: bytes) -> str:
     return str(json.loads(base64.urlsafe_b64decode(head + b"=" * (-len(head) % 4)))["kid"])
 
 
-def certify(signer: AgentSigner, settings: Settings, kid: str, *, agent_id: str, now_ms: int) -> int:
-    """Issue an agent that holds the secret a certificate, by the policy of its type; when to renew it, ms of the same clock."""
+def kid_in_force(settings: Settings) -> str:
+    """The name of the secret that signs. Raises `Invalid` where there is none."""
+    return settings.keyring.kids[0]
+
+
+def certify(
+    signer: AgentSigner,
+    keyring: Keyring,
+    kid: str,
+    *,
+    subject: str,
+    agent_type: str,
+    submit: Iterable[str],
+    now_ms: int,
+) -> int:
+    """Issue a signer of this process a certificate; when to renew it, ms of the same clock."""
     signer.certified(
         tokens.issue(
             "task",
-            settings.keyring,
+            keyring,
             kid,
-            subject=agent_id,
-            agent_type=settings.agent_type,
+            subject=subject,
+            agent_type=agent_type,
             namespaces=(signer.namespace,),
             ttl_s=CERTIFICATE_S,
             now_s=now_ms / 1000,
             jti=secrets.token_hex(16),
-            submit=settings.policies.patterns(settings.agent_type, signer.namespace, "submit"),
+            submit=submit,
             public_key=signer.public_key,
         )
     )
@@ -145,7 +179,7 @@ def _of(settings: Settings) -> tuple[Signer, TaskKeys]:
     root = _roots.get(name)
     if root is None:
         keys = TaskKeys.of_keyring(settings.keyring, settings.namespace)
-        root = _roots[name] = RootSigner(keys, settings.keyring), keys
+        root = _roots[name] = RootSigner(keys, settings), keys
     return root
 
 
@@ -172,6 +206,10 @@ def sealer(
     return signer_of(store.settings).sealer(queue, store.now_ms() + life_ms)
 
 
-def open_message(store: Store, queue: str, task_id: str, sealed: bytes, now_ms: int | None = None) -> Opened:
-    """A stored message, verified. `now_ms` None: however long ago it was sealed. Raises `Rejected`, `Invalid`."""
-    return open_sealed(keys_of(store.settings), queue, task_id, sealed, now_ms)
+def body_sealer(store: Store) -> AgentSealer:
+    """Seals the bodies of chords, by the id of the group, as an agent does: whichever agent completes a chord opens its body."""
+    signer, now_ms = signer_of(store.settings), store.now_ms()
+    if isinstance(signer, RootSigner):
+        signer = signer.as_agent(now_ms)
+    assert isinstance(signer, AgentSigner)
+    return signer.sealer(CHORDS, now_ms + lifetime_ms(store.settings.task_validity_s, None))

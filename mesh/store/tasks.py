@@ -13,7 +13,7 @@ import msgspec
 
 from mesh.core.states import LIVE, TERMINAL, State
 from mesh.errors import StaleFence
-from mesh.store.client import Client, pack_words
+from mesh.store.client import Client, pack, pack_words
 from mesh.store.keys import Keys
 from mesh.store.scripts import Bound, call_together
 from mesh.store.task_scripts import ALL
@@ -32,7 +32,7 @@ class Template:
     `placing`: `<strategy>|<region>`, '' for whoever comes first. `extra`: more fields of the record: name, value, name, ...
     """
 
-    __slots__ = ("packed", "queue")
+    __slots__ = ("packed", "queue", "times")
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class Template:
         extra: tuple[Any, ...] = (),
     ) -> None:
         self.queue = queue
+        self.times = {"delay_ms": delay_ms, "expires_ms": expires_ms, "deadline_ms": deadline_ms}
         delay = "" if delay_ms is None else delay_ms
         expires = "" if expires_ms is None else expires_ms
         deadline = "" if deadline_ms is None else deadline_ms
@@ -98,6 +99,14 @@ class Fetched(NamedTuple):
     priority: int
 
 
+class Fetch(NamedTuple):
+    """The answer to one fetch."""
+
+    next_due_ms: int  # until the next scheduled task, -1 if none is
+    tasks: list[Fetched]
+    now_ms: int  # Redis's clock
+
+
 class Settlement(NamedTuple):
     """The end of one attempt; `document` is Celery's result document (b'' if nobody made one)."""
 
@@ -109,6 +118,7 @@ class Settlement(NamedTuple):
     ran_ms: int | None = None
     reason: str = ""
     error: str = ""  # one line; only with a reason
+    proof: bytes = b""  # names the message that was run; Redis is not told
 
     def words(self) -> tuple[Any, ...]:
         """The seven values that `settle.lua` takes."""
@@ -225,6 +235,12 @@ def parse_record(task_id: str, raw: Sequence[bytes]) -> Record | None:
     )
 
 
+class Look:
+    """A plain command in the place of a script, see `call_together`."""
+
+    pack = staticmethod(pack)
+
+
 class Tasks:
     """The task records of one namespace. `keep_ms`: retention of results; see the settings of the same names."""
 
@@ -247,6 +263,7 @@ class Tasks:
         self._spill_ms = spill_ms
         self._keep = (keep_ms, ignored_keep_ms, dead_keep_ms)
         self._max_crashes = max_crashes
+        self._look = Look()
         self.bound: dict[str, Bound] = {one.name: one.bind(client, keys) for one in ALL}
 
     # -- producers
@@ -303,8 +320,8 @@ class Tasks:
         return self.bound["fetch"], words
 
     @staticmethod
-    def fetched(reply: Any) -> tuple[int, list[Fetched]]:
-        """A fetch's reply as (ms until the next scheduled task or -1, tasks)."""
+    def fetched(reply: Any) -> Fetch:
+        """A fetch's reply, read."""
         tasks = [
             Fetched(
                 one.decode(),
@@ -318,12 +335,21 @@ class Tasks:
             )
             for one, queue, fence, run, marks, message, priority in reply[2]
         ]
-        return int(reply[1]), tasks
+        return Fetch(int(reply[1]), tasks, int(reply[0]))
 
     def fetch(self, **options: Any) -> list[Fetched]:
         """Lease tasks now; the options of `fetch_words`."""
         bound, words = self.fetch_words(**options)
-        return self.fetched(bound(*words))[1]
+        return self.fetched(bound(*words)).tasks
+
+    def end_words(self, entry: Entry) -> tuple[Look, list[Any]]:
+        """Ask how an attempt ended that somebody else has settled, to be sent by the caller; see `ended_by`."""
+        return self._look, ["HMGET", self._keys.of("task", entry.id), "state", "fence"]
+
+    @staticmethod
+    def ended_by(reply: Any, entry: Entry) -> bool:
+        """Whether the task ended with this very attempt."""
+        return reply[0] is not None and reply[0].decode() in TERMINAL and reply[1] == entry.fence.encode()
 
     def start_words(self, started: Iterable[tuple[str, str, int]]) -> tuple[Bound, list[Any]]:
         """Record accepted attempts (id, fence, ms since), to be sent by the caller."""
@@ -496,6 +522,6 @@ class Tasks:
                 if number and name in LIVE:
                     yield queue, State(name), number
 
-    def together(self, calls: Sequence[tuple[Bound, Sequence[Any]]]) -> list[Any]:
+    def together(self, calls: Sequence[tuple[Bound | Look, Sequence[Any]]]) -> list[Any]:
         """Several scripts in one round trip."""
         return call_together(self._client, calls)

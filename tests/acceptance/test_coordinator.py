@@ -15,6 +15,7 @@ import pytest
 from mesh.client import Mesh
 from mesh.store.coordinators import Coordinators
 from mesh.store.embedded import start_server
+from mesh.store.signing import body_sealer
 from tests.acceptance.conftest import Place, Running, make_place
 from tests.tokens import bearer
 from tests.waiting import wait_until
@@ -172,7 +173,8 @@ def test_a_chord_that_a_dead_process_left_is_completed(place: Place) -> None:
     }  # fmt: skip
     part = {"status": "SUCCESS", "result": 42, "traceback": None, "children": [], "task_id": "part-1"}
     chords = place.mesh.store.chords
-    chords.arm("chord-1", body=json.dumps(body).encode())
+    sealed = body_sealer(place.mesh.store)("chord-1", json.dumps(body).encode())
+    chords.arm("chord-1", body=sealed)
     assert chords.arm("chord-1", size=1) is False
     assert chords.part("chord-1", "0", json.dumps(part).encode()) is True
     start(place, "c1")

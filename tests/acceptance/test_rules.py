@@ -16,6 +16,7 @@ from mesh.bus import messages
 from mesh.core.states import State
 from mesh.errors import DeadLettered, TaskFailed
 from mesh.services.tasks import new_id
+from mesh.store.signing import body_sealer, sealer
 from mesh.store.tasks import Record, Template
 from tests.chaos.fleet import Fleet
 from tests.waiting import wait_until
@@ -43,7 +44,8 @@ def publish(
     task_id = new_id()
     message = messages.encode(name, body.encode(), headers=headers)
     template = Template(queue=str(more.pop("queue", "celery")), type=name, **more)  # type: ignore[arg-type]
-    fleet.mesh.store.tasks.submit([template.publication(task_id, message)])
+    sealed = sealer(fleet.mesh.store, template.queue)(task_id, message)
+    fleet.mesh.store.tasks.submit([template.publication(task_id, sealed)])
     return task_id
 
 
@@ -119,7 +121,7 @@ def test_rule_4_a_complete_chord_is_finished_by_whoever_beats(fleet: Fleet) -> N
 
     store, group, body_id = fleet.mesh.store, new_id(), new_id()
     body = total.s().set(task_id=body_id)
-    store.chords.arm(group, body=dumps(body).encode(), size=2)
+    store.chords.arm(group, body=body_sealer(store)(group, dumps(body).encode()), size=2)
     for index in range(2):
         document = (
             f'{{"status":"SUCCESS","result":{index + 1},"task_id":"p{index}","children":[],"traceback":null}}'

@@ -16,6 +16,7 @@ from mesh.bus import messages
 from mesh.core.states import State
 from mesh.services.tasks import new_id
 from mesh.store.embedded import start_server
+from mesh.store.signing import sealer
 from mesh.store.tasks import Template
 from tests.chaos.fleet import Fleet
 from tests.waiting import wait_until
@@ -27,6 +28,7 @@ BOUND_S = 20.0
 def submit_work(fleet: Fleet, dice: random.Random, number: int = TASKS) -> dict[str, int]:
     """Tasks of mixed length: id -> number. Some run when the kill comes, some are leased, many wait."""
     template = Template(queue="celery", type="work")
+    seal = sealer(fleet.mesh.store, "celery")
     ids = {}
     publications = []
     for index in range(number):
@@ -35,7 +37,7 @@ def submit_work(fleet: Fleet, dice: random.Random, number: int = TASKS) -> dict[
         ids[task_id] = index
         body = f'[[{index},{seconds}],{{}},{{"callbacks":null,"errbacks":null,"chain":null,"chord":null}}]'
         message = messages.encode("work", body.encode())
-        publications.append(template.publication(task_id, message))
+        publications.append(template.publication(task_id, seal(task_id, message)))
     fleet.mesh.store.tasks.submit(publications)
     return ids
 

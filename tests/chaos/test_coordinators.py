@@ -140,7 +140,7 @@ def test_the_leader_is_cut_off(stage: Stage, recovery: Recovery) -> None:
 
 def over_http(stage: Stage, *urls: str, **settings: int) -> Mesh:
     """A client that asks the first of these coordinators, then the next."""
-    changed = dataclasses.replace(Settings(), **settings)
+    changed = dataclasses.replace(Settings.load(), **settings)
     return Mesh(coordinator_url=",".join(urls), namespace=stage.namespace, settings=changed)
 
 

@@ -34,7 +34,7 @@ def heard(stage: Stage) -> list[str]:
 def with_callback(stage: Stage, task_type: str, queue: str) -> tuple[str, str]:
     """(id of a task with an error callback, id of the task that should follow it), published by Celery's own calls."""
     app = Celery("producer", set_as_current=False)
-    settings = dataclasses.replace(Settings(), redis_url=stage.redis_url, namespace=stage.namespace)
+    settings = dataclasses.replace(Settings.load(), redis_url=stage.redis_url, namespace=stage.namespace)
     install(app, settings)
     first, second = new_id(), new_id()
     calls = chain(

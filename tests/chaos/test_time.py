@@ -14,6 +14,7 @@ from mesh.core.states import Reason, State
 from mesh.errors import Cancelled, TimedOut
 from mesh.services.agents import discover
 from mesh.services.tasks import new_id
+from mesh.store.signing import sealer
 from mesh.store.tasks import Record, Template
 from mesh.verify.witness import Submission
 from tests.chaos.conftest import Recovery
@@ -31,7 +32,9 @@ def endless(stage: Stage, *, retries: int, gate: Path, hard_s: float = LIMIT_S, 
     headers = {"timelimit": [hard_s, None], messages.RETRIES_HEADER: retries}
     message = messages.of_arguments("work", json.dumps([payload]).encode(), headers)
     task_id = new_id()
-    stage.mesh.store.tasks.submit([Template(queue="work", type="work").publication(task_id, message)])
+    store = stage.mesh.store
+    sealed = sealer(store, "work")(task_id, message)
+    store.tasks.submit([Template(queue="work", type="work").publication(task_id, sealed)])
     return noted(stage, stage.mesh.handle(task_id))
 
 

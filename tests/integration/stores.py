@@ -11,6 +11,7 @@ from mesh.settings import Settings
 from mesh.store.scripts import Script
 from mesh.store.store import Store
 from mesh.store.tasks import Entry, Fetched, Publication, Record, Settlement, Template
+from tests.conftest import SECRET
 
 LONG_AGO_MS = 1  # a time that has passed, by any clock
 MINUTE_MS = 60_000
@@ -19,7 +20,8 @@ _numbers = itertools.count(1)
 
 def open_store(redis_url: str, namespace: str, **settings: Any) -> Store:
     """A store with the default settings but for these."""
-    return Store(dataclasses.replace(Settings(), redis_url=redis_url, namespace=namespace, **settings))
+    given = {"redis_url": redis_url, "namespace": namespace, "jwt_secret": SECRET, **settings}
+    return Store(dataclasses.replace(Settings(), **given))
 
 
 def without_fences(store: Store) -> Store:

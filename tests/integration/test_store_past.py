@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from mesh.bus import messages
 from mesh.core.states import State
 from mesh.services import tasks as task_services
 from mesh.services import views
+from mesh.store.signing import sealer
 from mesh.store.store import Store
 from mesh.store.tasks import Attempt
 from tests.integration.stores import (
@@ -112,10 +114,11 @@ def test_the_attempt_under_way_is_the_latest(store: Store) -> None:
 def test_a_replay_remembers_what_ended_the_run_before(
     store: Store, end: State, reason: str, how: str
 ) -> None:
-    publish(store, "a", message=b"\x96\xa1t\xc4\x02[]\x00\xc0\xc0\xc0")
+    message = sealer(store, "work")("a", messages.of_arguments("t", b"[]"))
+    publish(store, "a", message=message)
     first = take(store)
     begin(store, first)
-    again(store, first, problem="first", message=b"\x96\xa1t\xc4\x02[]\x00\xc0\xc0\xc0")
+    again(store, first, problem="first", message=message)
     second = take(store, holder="worker-2#1")
     begin(store, second)
     settle(store, second, end, reason=reason, error="second")

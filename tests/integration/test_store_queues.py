@@ -154,7 +154,7 @@ def test_a_delayed_task_waits_for_its_time_then_arrives_as_the_newest(store: Sto
     bound, words = store.tasks.fetch_words(
         holder="w#1", isolated=True, nonce="n", limit=0, held=0, queues=["empty"]
     )
-    wait_ms, _ = store.tasks.fetched(bound(*words))
+    wait_ms, *_ = store.tasks.fetched(bound(*words))
     assert 0 < wait_ms <= MINUTE_MS
     assert record(store, "later").state == "scheduled"
     fall_due(store, "later")

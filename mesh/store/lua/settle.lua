@@ -30,6 +30,7 @@ for at = FIRST, #ARGV, 7 do
     if ARGV[at + 6] ~= '' then
       local reason, problem = string.match(ARGV[at + 6], '^([^\n]*)\n?(.*)$')
       redis.call('HSET', TASK .. id, 'reason', reason)
+      if string.sub(reason, 1, 9) == 'refused: ' then count(queue, 'refused', 1) end
       if problem ~= '' then redis.call('HSET', TASK .. id, 'error', problem) end
     end
     if deadline_at then redis.call('ZREM', deadlines, id) end

@@ -47,6 +47,8 @@ local function publish(at, index)
     local kind = template.kind
     if kind == 'create' then return token == known and 'exists' or 'conflict' end
     if token == known then return 'exists' end
+    -- The very message that has ended: each publication is sealed anew, so somebody repeats what he has seen.
+    if LEGAL.resubmit[state] and redis.call('GET', MESSAGE .. id) == ARGV[at + 2] then return 'exists' end
     if not LEGAL.resubmit[state] then
       if kind ~= 'child' or not LEGAL.revise[state] then return 'exists' end
       local parent, its_run = string.match(token, '^(.*):(%d+)$')
