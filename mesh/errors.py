@@ -12,6 +12,7 @@
     ├── StaleFence               a late word from what is over             409   exit 7
     ├── StoreUnavailable         Redis does not answer                     503   exit 5
     ├── CoordinatorUnavailable   no coordinator answers                    503   exit 5
+    │   └── TooManyRequests      ... or it wants to be asked less often    429   exit 5
     ├── TaskFailed               the task ended without a result           424   exit 1
     │   ├── TimedOut             ... its attempts took too long            424   exit 6
     │   ├── Cancelled            ... somebody cancelled it                 424   exit 1
@@ -40,6 +41,7 @@ __all__ = [
     "StoreUnavailable",
     "TaskFailed",
     "TimedOut",
+    "TooManyRequests",
     "Unauthenticated",
     "Unsatisfiable",
 ]
@@ -126,6 +128,17 @@ class CoordinatorUnavailable(MeshError):
 
     http_status = 503
     exit_code = 5
+
+
+class TooManyRequests(CoordinatorUnavailable):
+    """This caller, or his address, asks too often; ``retry_after_s`` seconds later he may again."""
+
+    http_status = 429
+    exit_code = 5
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class TaskFailed(MeshError):

@@ -112,6 +112,21 @@ class Settings:
         "choice", "capability-match", "Who gets a task; by default whichever capable agent is free takes it.",
         among=_STRATEGIES)
 
+    # -- its HTTP service
+    http_read_timeout_ms: int = _row("MESH_HTTP_READ_TIMEOUT_MS", "mesh.http.readTimeout", "ms", 20_000,
+        "A request must arrive within so long, and a second more for each MiB of it: who sends a byte now and then is cut off.")
+    http_max_connections: int = _row("MESH_HTTP_MAX_CONNECTIONS", "mesh.http.maxConnections", "count", 10_000,
+        "Callers beyond that get 503 at once; each takes a file descriptor and some KB of memory.", low=1)
+    http_rate_subject: int = _row("MESH_HTTP_RATE_SUBJECT", "mesh.http.rateSubject", "requests/s", 10_000,
+        "Of one token's subject, at each coordinator; beyond it 429. 0: no limit.")
+    http_rate_address: int = _row("MESH_HTTP_RATE_ADDRESS", "mesh.http.rateAddress", "requests/s", 10_000,
+        "Of one address, likewise; of IPv6, one /64.")
+    http_rate_failed: int = _row("MESH_HTTP_RATE_FAILED", "mesh.http.rateFailed", "tokens/s", 10,
+        "Of one address, tokens that are not valid; beyond it 429 without looking at the token.")
+    trusted_proxies: tuple[str, ...] = _row("MESH_TRUSTED_PROXIES", "mesh.http.trustedProxies", "addresses", tuple,
+        "Balancers whose X-Forwarded-For is believed: addresses or networks (10.0.0.0/24), comma-separated; none by default.",
+        kind="names")
+
     region_spill_ms: int = _row("MESH_REGION_SPILL_MS", "mesh.coordinator.regionSpill", "ms", 5_000,
         "A task that has waited for its own region for so long is offered to every region.")
 

@@ -135,15 +135,18 @@ class Call:
 def enter(request: Request, right: Right, namespace: str | None) -> Call:
     """Let a request in. `namespace` None: a route of the whole mesh, for which that of the coordinator stands.
 
-    Raises `Unauthenticated`; `NotFound`, also for a namespace that the caller may not see; `Refused`.
+    Raises `Unauthenticated`, `TooManyRequests`; `NotFound`, also for a namespace that the caller may not see; `Refused`.
     """
     front = front_of(request)
     source = request.client.host if request.client else ""
     try:
         identity = front.gate.identity(right.kind, request.scope["headers"])
     except Unauthenticated as error:
+        if "authorization" in request.headers:
+            front.guard.failed(source)
         _refused(front, request, source, "", right, namespace, error.reason)
         raise
+    front.guard.subject(identity.claims.subject)
     if namespace is not None and not identity.claims.covers(namespace):
         why = f"the token is for namespaces {', '.join(identity.claims.namespaces)}"
         _refused(front, request, source, identity.claims.subject, right, namespace, why)

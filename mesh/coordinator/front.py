@@ -6,6 +6,7 @@ import dataclasses
 
 from mesh.coordinator.events import Events
 from mesh.coordinator.gate import Gate
+from mesh.coordinator.guard import Guard
 from mesh.coordinator.service import Coordinator
 from mesh.coordinator.submitting import Submitter
 from mesh.coordinator.waiting import Ends, Waiting
@@ -38,6 +39,7 @@ class Front:
             users=RedisUsers(coordinator.store.client),
             kid=lambda: rotation_of(self.settings).signing(),
         )
+        self.guard = Guard(self.settings)
         self.submitter = Submitter()
         self.ends = Ends(coordinator.store.client)
         self.waiting = Waiting(self.ends)

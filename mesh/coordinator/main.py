@@ -12,6 +12,7 @@ import contextlib
 import errno
 import gc
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -27,6 +28,7 @@ from mesh.coordinator.app import create_app
 from mesh.coordinator.front import Front
 from mesh.coordinator.service import Coordinator
 from mesh.coordinator.shortcut import Shortcut
+from mesh.coordinator.wire import HEADERS, Terms, Wire
 from mesh.errors import Conflict, Invalid
 from mesh.services.views import iso
 from mesh.settings import Settings
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 _GRACE_S = (
     15  # for what is under way: with the lame-duck time well below the 30 s that Kubernetes gives by default
 )
+_BACKLOG = 1024
+_SPARE_FILES = 256  # descriptors for all else: Redis, threads, logs
 _TICK_S = 0.1  # uvicorn's own
 _KEEP_ALIVE_S = (
     75  # longer than callers and balancers keep theirs: they close first, and no request meets a closing one
@@ -56,7 +60,7 @@ def bind(host: str, port: int, *, asked: bool) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
-        listener.listen(1024)  # here: until one listens, two may have bound the same port
+        listener.listen(_BACKLOG)  # here: until one listens, two may have bound the same port
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE and not asked:
@@ -74,8 +78,35 @@ class _Server(uvicorn.Server):
     """Leaves signals to us: uvicorn would raise them again when it has stopped, and the exit code would be theirs."""
 
     front: Front
+    terms: Terms
     lame_duck_s: float
     hurried = False  # a person waits, or a second signal has come
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen: the parent's, with our own kind of connection."""
+        await self.lifespan.startup()
+
+        def connection() -> Wire:
+            return Wire(self.terms, config=self.config, server_state=self.server_state, app_state={})
+
+        await self.on_tick(0)
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(connection, sock=one, backlog=_BACKLOG) for one in sockets or ()
+        ]
+        self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second; connections are looked at every second."""
+        ends = await super().on_tick(counter)
+        if counter % 10 == 0:
+            self.front.sweep()
+            self.terms.refresh(self.server_state.default_headers)
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Wire):
+                    connection.check(now)
+        return ends
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish the requests under way; what only waits is answered at once. Another may lead meanwhile."""
@@ -92,12 +123,6 @@ class _Server(uvicorn.Server):
         self.front.end_waits()
         await super().shutdown(sockets)
         await retired
-
-    async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
-        if counter % 10 == 0:
-            self.front.sweep()
-        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -135,6 +160,27 @@ def _spare_the_collector() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
+def _terms(settings: Settings, front: Front) -> Terms:
+    """The terms of connections: as many as asked for, if the process may have so many files open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.http_max_connections + _SPARE_FILES
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    connections = max(1, min(settings.http_max_connections, soft - _SPARE_FILES))
+    if connections < settings.http_max_connections:
+        logger.warning(
+            "only %d connections at a time: raise the limit of open files (ulimit -n) above %d",
+            connections, wanted,
+        )  # fmt: skip
+    return Terms(
+        front.guard,
+        patience_s=settings.http_read_timeout_ms / 1000,
+        connections=connections,
+        message_bytes=front.batch_limit,
+    )
+
+
 def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None) -> None:
     """Run a coordinator until SIGTERM or SIGINT. `port` None: the setting.
 
@@ -155,6 +201,7 @@ def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None)
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                headers=HEADERS,
                 proxy_headers=False,
                 lifespan="off",
                 ws="none",
@@ -163,6 +210,7 @@ def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None)
             )
         )
         server.front, server.lame_duck_s = front, settings.lame_duck_ms / 1000
+        server.terms = _terms(settings, front)
 
         def end(signum: int, __: FrameType | None) -> None:
             server.hurried = server.should_exit or signum == signal.SIGINT

@@ -6,6 +6,7 @@ clients build the error again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -17,17 +18,27 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from mesh.coordinator.answers import encode
-from mesh.errors import CoordinatorUnavailable, MeshError, TaskFailed
+from mesh.errors import CoordinatorUnavailable, MeshError, TaskFailed, TooManyRequests
 
-__all__ = ["MEDIA", "busy", "document", "install", "respond"]
+__all__ = ["MEDIA", "busy", "document", "install", "plain", "respond", "retry_after"]
 MEDIA = "application/problem+json"
 _RETRY_AFTER_S = "1"
-_CODES = {404: "NotFound", 405: "Invalid", 413: "Invalid", 422: "Invalid", 503: "CoordinatorUnavailable"}
+_CODES = {
+    **dict.fromkeys((400, 405, 413, 414, 422, 431), "Invalid"),
+    404: "NotFound",
+    429: "TooManyRequests",
+    **dict.fromkeys((408, 503), "CoordinatorUnavailable"),
+}
 
 
 def _document(status: int, detail: str, code: str, **more: Any) -> dict[str, Any]:
     title = HTTPStatus(status).phrase
     return {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code, **more}
+
+
+def plain(status: int, detail: str) -> dict[str, Any]:
+    """The problem document of what is told before any handler is asked."""
+    return _document(status, detail, _CODES[status])
 
 
 def document(error: MeshError) -> dict[str, Any]:
@@ -47,8 +58,15 @@ def _response(body: dict[str, Any], headers: Mapping[str, str] | None = None) ->
     return Response(encode(body), body["status"], headers, MEDIA)
 
 
+def retry_after(wait_s: float) -> str:
+    """The value of the header Retry-After: whole seconds."""
+    return str(max(1, math.ceil(wait_s)))
+
+
 async def respond(request: Request, error: Exception) -> Response:
     """The answer to a request that failed with `error`; of what nobody has foreseen, the log tells more."""
+    if isinstance(error, TooManyRequests):
+        return _response(document(error), {"Retry-After": retry_after(error.retry_after_s)})
     if isinstance(error, MeshError):
         return _response(document(error))
     if isinstance(error, HTTPException):
@@ -64,11 +82,11 @@ async def respond(request: Request, error: Exception) -> Response:
 def _http_error(request: Request, error: HTTPException) -> Response:
     detail = error.detail
     if error.status_code == 404 and detail == HTTPStatus(404).phrase:
-        detail = f"There is nothing at {request.url.path}; GET /openapi.json lists what there is."
+        detail = f"There is nothing at {request.scope['path']}; GET /openapi.json lists what there is."
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods(request))
-        detail = f"{request.method} is not possible at {request.url.path}, but {headers['Allow']} is."
+        detail = f"{request.method} is not possible at {request.scope['path']}, but {headers['Allow']} is."
     code = _CODES.get(error.status_code, "MeshError")
     return _response(_document(error.status_code, detail, code), headers)
 

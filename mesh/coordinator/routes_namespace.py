@@ -168,7 +168,7 @@ async def events(call: ReadsAll, front: FrontOf) -> Response:
     """Server-sent events: each end of a task, and how many tasks are in each state whenever that changes. The
     stream ends with the token."""
     front.events.check()
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    headers = {"X-Accel-Buffering": "no"}
     return StreamingResponse(
         front.events.stream(call.store, call.valid), media_type="text/event-stream", headers=headers
     )

@@ -23,17 +23,18 @@ _SUBMISSION = re.compile(r"/v1/namespaces/([^/]+)/tasks")
 
 
 class Shortcut:
-    """An ASGI application: single submissions here, all else to `app`."""
+    """An ASGI application: single submissions here, all else to `app`; HEAD as GET."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            match = _SUBMISSION.fullmatch(scope["path"])
-            if match is not None:
+        if scope["type"] == "http":
+            if scope["method"] == "POST" and (match := _SUBMISSION.fullmatch(scope["path"])) is not None:
                 await self._submit(match[1], scope, receive, send)
                 return
+            if scope["method"] == "HEAD":  # as GET; the server leaves the body out
+                scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
 
     async def _submit(self, namespace: str, scope: Scope, receive: Receive, send: Send) -> None:
