@@ -79,10 +79,10 @@ def _walk(ctx: click.Context) -> Iterator[click.Context]:
         command = ctx.command.get_command(ctx, name)
         assert command is not None
         inner = click.Context(command, info_name=name, parent=ctx)
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            yield inner
         if isinstance(command, click.Group):
             yield from _walk(inner)
-        else:
-            yield inner
 
 
 def _help(command: click.Command) -> str:

@@ -321,10 +321,13 @@ class Caller:
         raise _Unanswered(refusal or self.endpoints.nobody())
 
     def _send(self, endpoint: Endpoint, method: str, path: str, body: bytes | None) -> httpx2.Response:
-        headers = {"host": endpoint.host, **self.bearer.headers()}
-        if body is not None:
-            headers["content-type"] = "application/json"
-        return self._pool().request(method, headers=headers, content=body, **endpoint.request(path))
+        fixed = {"host": endpoint.host} | ({} if body is None else {"content-type": "application/json"})
+        for again in (True, False):
+            headers = {**fixed, **self.bearer.headers()}
+            response = self._pool().request(method, headers=headers, content=body, **endpoint.request(path))
+            if not (again and response.status_code == 401 and self.bearer.refused(headers)):
+                break
+        return response
 
     def _pool(self) -> httpx2.Client:
         if self._client is None or self._pid != os.getpid():

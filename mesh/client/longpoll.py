@@ -131,18 +131,20 @@ class LongPoll:
         crowded = len(self._waiting) > self._most * _IDS
         timeout_s = self._settings.transport_timeout_ms / 1000
         wait_s = min(_CROWDED_WAIT_S if crowded else _WAIT_S, timeout_s / 2)
-        endpoint = self._caller.endpoints.order()[0]
+        endpoint, bearer = self._caller.endpoints.order()[0], self._caller.bearer
         try:
-            response = await self._client.post(
-                **endpoint.request(self._path),
-                headers={
-                    "host": endpoint.host,
-                    "content-type": "application/json",
-                    **self._caller.bearer.headers(),
-                },
-                content=msgspec.json.encode({"ids": task_ids, "wait_s": wait_s}),
-                timeout=httpx2.Timeout(min(timeout_s, wait_s + _LATE_S), connect=min(CONNECT_S, timeout_s)),
-            )
+            for again in (True, False):
+                headers = {"host": endpoint.host, "content-type": "application/json", **bearer.headers()}
+                response = await self._client.post(
+                    **endpoint.request(self._path),
+                    headers=headers,
+                    content=msgspec.json.encode({"ids": task_ids, "wait_s": wait_s}),
+                    timeout=httpx2.Timeout(
+                        min(timeout_s, wait_s + _LATE_S), connect=min(CONNECT_S, timeout_s)
+                    ),
+                )
+                if not (again and response.status_code == 401 and bearer.refused(headers)):
+                    break
             answer = answer_of(response)
         except (httpx2.TransportError, *UNANSWERED) as error:
             self._caller.endpoints.failed(endpoint, named(error))
