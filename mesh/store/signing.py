@@ -20,6 +20,7 @@ from mesh.core import tokens
 from mesh.core.envelopes import AgentSealer, Sealer, TaskKeys, lifetime_ms
 from mesh.core.keyring import Keyring
 from mesh.settings import Settings
+from mesh.store.rotation import rotation_of
 from mesh.store.store import Store
 
 __all__ = [
@@ -127,7 +128,8 @@ def _kid(certificate: bytes) -> str:
 
 def kid_in_force(settings: Settings) -> str:
     """The name of the secret that signs. Raises `Invalid` where there is none."""
-    return settings.keyring.kids[0]
+    kids = settings.keyring.kids
+    return kids[0] if len(kids) == 1 else rotation_of(settings).signing()
 
 
 def certify(
