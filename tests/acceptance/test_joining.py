@@ -17,6 +17,7 @@ import redis
 from mesh.store.embedded import Server, start_server
 from tests.acceptance.conftest import CELERY, Place, make_place
 from tests.acceptance.joined import Mesh, join_token, start
+from tests.chaos.fleet import free_port
 from tests.waiting import wait_until
 
 TASKS = """
@@ -247,6 +248,7 @@ def health(process_port: int) -> dict[str, Any]:
     return {"http": status, **body}
 
 
+
 def port_of(place: Place, agent_id: str) -> int:
     return int((place.mesh.store.agents.get(agent_id) or {})["port"])
 
@@ -254,18 +256,19 @@ def port_of(place: Place, agent_id: str) -> int:
 @pytest.mark.ci
 def test_an_agent_works_on_while_no_coordinator_answers(place: Place) -> None:
     (place.folder / "tasks.py").write_text(TASKS)
-    coordinator, url = start(place, "c1")
+    port = str(free_port())
+    coordinator, url = start(place, "c1", "--port", port)
     fleet = Mesh(place, url, {"HEARTBEAT_INTERVAL_MS": "500", "UNHEALTHY_THRESHOLD_MS": "5000"})
     fleet.agent("w1", *PREFORK)
-    port = port_of(place, "w1")
-    assert health(port)["status"] == "healthy"
+    own = port_of(place, "w1")
+    assert health(own)["status"] == "healthy"
     coordinator.kill()
-    wait_until(lambda: health(port)["status"] == "degraded", 20, "the agent to notice")
-    found = health(port)
+    wait_until(lambda: health(own)["status"] == "degraded", 20, "the agent to notice")
+    found = health(own)
     assert found["http"] == 200 and "no coordinator answers" in found["detail"]
     assert place.mesh.submit("double", 4).result(timeout_s=30) == 8
-    start(place, "c2", "--port", url.rpartition(":")[2])
-    wait_until(lambda: health(port)["status"] == "healthy", 40, "the agent to be well again")
+    start(place, "c2", "--port", port)
+    wait_until(lambda: health(own)["status"] == "healthy", 40, "the agent to be well again")
 
 
 @pytest.mark.ci
