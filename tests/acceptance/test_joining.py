@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from mesh.store.embedded import Server, start_server
 from tests.acceptance.conftest import CELERY, Place, make_place
 from tests.acceptance.joined import Mesh, join_token, start
 from tests.chaos.fleet import free_port
+from tests.chaos.sentinel import Failover
 from tests.waiting import wait_until
 
 TASKS = """
@@ -306,3 +308,23 @@ def test_other_pools(fleet: Mesh, pool: str) -> None:
     process.terminate()
     assert process.wait() == 0, process.output()
     assert fleet.users() == [] and "Traceback" not in process.output()
+
+
+@pytest.mark.ci
+def test_a_replica_takes_over_that_does_not_know_the_users(namespace: str, tmp_path: Path) -> None:
+    if shutil.which("redis-sentinel") is None:
+        pytest.skip("no redis-sentinel here")
+    failover = Failover(tmp_path / "redis")
+    try:
+        with make_place(failover.url, namespace, tmp_path) as place:
+            (place.folder / "tasks.py").write_text(TASKS)
+            _, url = start(place, "c1")
+            fleet = Mesh(place, url)
+            fleet.agent("w1", *PREFORK)
+            load = Load(fleet, 150)
+            load.wait_until_begun(10)
+            failover.first.kill()
+            load.check(again=20)
+            assert fleet.users() == [f"mesh:{namespace}:w1"]
+    finally:
+        failover.stop()
