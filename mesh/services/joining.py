@@ -223,6 +223,7 @@ def sweep(
             if why == "it was revoked":
                 _put_out(store, joined.agent)
             left.append(Left(joined=joined, why=why))
+    users.forget_strays()
     return left
 
 

@@ -42,11 +42,6 @@ class Joined(msgspec.Struct, frozen=True, kw_only=True):
     expires_ms: int
     seen_ms: int  # when the agent was last heard of over HTTP
 
-    @property
-    def user(self) -> str:
-        """Its name in Redis."""
-        return f"mesh:{self.namespace}:{self.agent}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Login:
@@ -74,7 +69,12 @@ class RedisUsers:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._prefix = f"mesh:{client.database}:"
         self._told = False  # why agents get no users of their own
+
+    def name(self, joined: Joined) -> str:
+        """Of its user. Users belong to the server: the databases of one must not share them."""
+        return f"{self._prefix}{joined.namespace}:{joined.agent}"
 
     def get(self, namespace: str, agent: str) -> Joined | None:
         """What was issued to an agent, if it has not been withdrawn."""
@@ -92,7 +92,7 @@ class RedisUsers:
         own = msgspec.structs.replace(joined, reach=OWN, hashes=tuple(hashes))
         self.note(own)  # before there is a user that nobody would withdraw
         if self._make(own):
-            return own, Login(reach=OWN, username=own.user, password=password)
+            return own, Login(reach=OWN, username=self.name(own), password=password)
         shared = msgspec.structs.replace(joined, reach=SHARED, hashes=())
         self.note(shared)
         user, shared_password = self._client.login
@@ -104,7 +104,9 @@ class RedisUsers:
 
     def restore(self, joined: Joined, *, always: bool = False) -> None:
         """Make the user anew if Redis has forgotten it; `always`: also what it may do, which may have changed."""
-        if joined.reach == OWN and (always or self._client.execute("ACL", "GETUSER", joined.user) is None):
+        if joined.reach == OWN and (
+            always or self._client.execute("ACL", "GETUSER", self.name(joined)) is None
+        ):
             self._make(joined)
 
     def _make(self, joined: Joined) -> bool:
@@ -113,7 +115,7 @@ class RedisUsers:
         command = [
             "ACL",
             "SETUSER",
-            joined.user,
+            self.name(joined),
             "reset",
             "on",
             *(f"#{one}" for one in joined.hashes),
@@ -131,12 +133,25 @@ class RedisUsers:
             )
         return False
 
+    def forget_strays(self) -> int:
+        """Delete users that nobody was issued, and how many: of a server that was away when they were withdrawn."""
+        reply = self._client.calls([pack(["ACL", "USERS"])], 1)[0]
+        if isinstance(reply, ResponseError):
+            return 0  # no users here, or none of ours
+        names = [one.decode() for one in self._client.checked(reply)]
+        ours = [one for one in names if one.startswith(self._prefix)]
+        issued = (
+            {self.name(one) for one in self.all()} if ours else set()
+        )  # after the users: they are written down first
+        strays = [one for one in ours if one not in issued]
+        return int(self._client.execute("ACL", "DELUSER", *strays)) if strays else 0
+
     def withdraw(self, joined: Joined) -> bool:
         """Delete the user, which ends its connections, and forget it; False if it has joined anew meanwhile."""
         now = self.get(joined.namespace, joined.agent)
         if now is None or now.life != joined.life:
             return False
         if joined.reach == OWN:
-            self._client.execute("ACL", "DELUSER", joined.user)
+            self._client.execute("ACL", "DELUSER", self.name(joined))
         self._client.execute("HDEL", JOINED, f"{joined.namespace}/{joined.agent}")
         return True

@@ -58,7 +58,7 @@ class Mesh:
     def users(self) -> list[str]:
         """Redis users of this namespace."""
         found = self.place.mesh.store.client.execute("ACL", "USERS")
-        return [one.decode() for one in found if one.startswith(f"mesh:{self.place.namespace}:".encode())]
+        return [one.decode() for one in found if one.startswith(f"mesh:0:{self.place.namespace}:".encode())]
 
     def wait_until_gone(self, agent_id: str, timeout_s: float = 30) -> None:
         wait_until(

@@ -79,7 +79,7 @@ def test_an_agent_joins_with_a_token_only_works_and_leaves(fleet: Mesh) -> None:
     token = join_token(place.namespace)
     process = fleet.agent("w1", "--pool", "prefork", "--concurrency", "2", "-I", "tasks", token=token)
     joined = fleet.joined("w1")
-    assert joined is not None and joined.reach == "own" and fleet.users() == [f"mesh:{place.namespace}:w1"]
+    assert joined is not None and joined.reach == "own" and fleet.users() == [f"mesh:0:{place.namespace}:w1"]
     assert place.mesh.submit("outer", [1, 21]).result(timeout_s=60) == [2, 42]
     seen = "".join(place.mesh.submit("look", "prefork").result(timeout_s=30))
     assert token not in seen and "redis://" not in seen
@@ -250,7 +250,6 @@ def health(process_port: int) -> dict[str, Any]:
     return {"http": status, **body}
 
 
-
 def port_of(place: Place, agent_id: str) -> int:
     return int((place.mesh.store.agents.get(agent_id) or {})["port"])
 
@@ -289,7 +288,7 @@ def test_who_is_killed_is_withdrawn_and_his_tasks_go_to_others(place: Place) -> 
     gate.open()
     assert handle.result(timeout_s=30) == "through"
     wait_until(lambda: fleet.joined("dies") is None, 30, "the dead one's credentials to end")
-    assert fleet.users() == [f"mesh:{place.namespace}:lives"]
+    assert fleet.users() == [f"mesh:0:{place.namespace}:lives"]
 
 
 @pytest.mark.ci
@@ -324,7 +323,8 @@ def test_a_replica_takes_over_that_does_not_know_the_users(namespace: str, tmp_p
             load = Load(fleet, 150)
             load.wait_until_begun(10)
             failover.first.kill()
+            load.wait_until_begun(80)
             load.check(again=20)
-            assert fleet.users() == [f"mesh:{namespace}:w1"]
+            assert fleet.users() == [f"mesh:0:{namespace}:w1"]
     finally:
         failover.stop()

@@ -137,6 +137,19 @@ def test_who_has_joined_anew_is_not_withdrawn(home: Server, users: RedisUsers, n
     assert client_of(home, login).ping()
 
 
+def test_users_that_nobody_was_issued_are_deleted(home: Server, users: RedisUsers, namespace: str) -> None:
+    """A server that was away when they were withdrawn has them still."""
+    _, login = users.issue(joined(namespace))
+    _, stays = users.issue(joined(namespace, "w2"))
+    other = RedisUsers(Client(home.url.removesuffix("/0") + "/1"))
+    _, elsewhere = other.issue(joined(namespace))
+    users._client.execute("HDEL", "mesh:{mesh}:joined", f"{namespace}/w1")
+    assert users.forget_strays() == 1
+    with pytest.raises(redis.AuthenticationError):
+        client_of(home, login).ping()
+    assert client_of(home, stays).ping() and client_of(home, elsewhere).ping()
+
+
 def test_without_the_right_to_make_users_agents_share(
     home: Server, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
