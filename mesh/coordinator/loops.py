@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from mesh.coordinator.leadership import Leadership
 from mesh.core.agents import Health
 from mesh.errors import StaleFence, StoreUnavailable
-from mesh.services import agents, joining
+from mesh.services import agents, audit, joining
 from mesh.store.agents import Lead
 from mesh.store.coordinators import Coordinators
 from mesh.store.redis_users import Joined, RedisUsers
@@ -154,10 +154,18 @@ class Withdraw:
         """One run."""
         left = joining.sweep(self._users, self._store, self._revoked)
         for one in left:
+            agent = f"agent {one.joined.agent}"
             logger.warning(
-                "the credentials of agent %s of namespace %s were withdrawn: %s",
-                one.joined.agent, one.joined.namespace, one.why,
-            )  # fmt: skip
+                "what %s of namespace %s was given is withdrawn: %s", agent, one.joined.namespace, one.why
+            )
+            audit.record(
+                self._store(one.joined.namespace),
+                subject=one.joined.subject,
+                source=lead.leader,
+                action="withdraw",
+                object=agent,
+                why=one.why,
+            )
         return Report(counts={"withdrawn": len(left)})
 
 

@@ -230,7 +230,7 @@ def sweep(
 def _why_over(joined: Joined, store: Store) -> str:
     now_ms = store.agents.now_ms()
     if now_ms > joined.expires_ms:
-        return "they have expired"
+        return "it has expired"
     limit_ms = store.settings.unhealthy_threshold_ms
     if now_ms - joined.seen_ms <= limit_ms:
         return ""

@@ -6,6 +6,7 @@ import base64
 import json
 import secrets
 import shutil
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -328,3 +329,29 @@ def test_a_replica_takes_over_that_does_not_know_the_users(namespace: str, tmp_p
             assert fleet.users() == [f"mesh:0:{namespace}:w1"]
     finally:
         failover.stop()
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_who_is_revoked_is_cut_off_and_his_tasks_go_to_others(fleet: Mesh, pool: str) -> None:
+    place = fleet.place
+    words = ("--pool", pool, "--concurrency", "1", "-I", "tasks")
+    first = fleet.agent("w1", *words, token=join_token(place.namespace, "leaked"))
+    load = Load(fleet, 1, for_s=60)
+    wait_until(lambda: place.discover()[0]["running"] == 1, 30, "w1 to run a task")
+    second = fleet.agent("w2", *words, token=join_token(place.namespace, "kept"))
+    assert place.call("token", "revoke", "--subject", "leaked").returncode == 0
+    wait_until(lambda: fleet.joined("w1") is None and len(fleet.users()) == 1, 10, "w1 to be withdrawn")
+    wait_until(
+        lambda: place.mesh.store.tasks.record(load.handles[0].id).attempt >= 2, 20, "w2 to have the task"
+    )
+    assert first.wait(30) == 4, first.output()
+    assert "cut off" in first.output()
+    load.handles[0].cancel()
+    assert second.process.poll() is None
+    # The same token does not come back.
+    again = place.start(
+        "deploy", "--agent-id", "w3", "--pool", "solo", "--capabilities", "pause",
+        **fleet.environment(join_token(place.namespace, "leaked", now_s=time.time() - 60)),
+    )  # fmt: skip
+    assert again.wait(60) == 4 and "token is missing or not valid" in again.output()
