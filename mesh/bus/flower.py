@@ -15,16 +15,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from celery.signals import import_modules
-from flower.api.tasks import GetQueueLengths
+from flower.api.tasks import GetQueueLengths, TaskApply, TaskAsyncApply, TaskSend
 from flower.options import options
 from flower.urls import handlers
+from flower.views import monitor
 from flower.views.broker import BrokerView
-from tornado.web import HTTPError
+from tornado.web import HTTPError, authenticated
 
 from mesh.bus import runtime
 from mesh.bus.install import TRANSPORT
 from mesh.core.states import State
-from mesh.errors import Refused, StoreUnavailable
+from mesh.errors import Invalid, MeshError, StoreUnavailable
 from mesh.store.store import Store
 
 __all__ = ["extend", "queue_rows", "safe_address"]
@@ -35,7 +36,14 @@ ITS_COLUMNS = "name,uuid,state,received,runtime,worker"
 
 def extend() -> None:
     """Teach the Flower that this process may become; to be called before it is built, more than once if need be."""
-    own = [(r"/broker", Broker), (r"/api/queues/length", QueueLengths)]
+    own = [
+        (r"/broker", Broker),
+        (r"/api/queues/length", QueueLengths),
+        (r"/api/task/apply/(.+)", Apply),
+        (r"/api/task/async-apply/(.+)", AsyncApply),
+        (r"/api/task/send-task/(.+)", Send),
+        (r"/metrics", Metrics),
+    ]
     if handlers[: len(own)] != own:
         handlers[:0] = own
     # Flower's command sends this when it has read all its options, and before it listens.
@@ -109,20 +117,58 @@ class QueueLengths(_OnTheMesh, GetQueueLengths):
     """The same for programs."""
 
 
+# -- who may what
+
+
+class Metrics(monitor.Metrics):
+    """Behind the same login as the pages: it names agents and task types."""
+
+    @authenticated
+    async def get(self) -> None:
+        """See `flower.views.monitor.Metrics`."""
+        await super().get()
+
+
+class _OneSentence:
+    """For handlers that publish a task: what the mesh refuses is said as it says it, with its status."""
+
+    async def post(self, taskname: str) -> None:
+        """See `flower.api.tasks`."""
+        try:
+            await super().post(taskname)  # type: ignore[misc]
+        except HTTPError as error:  # Flower makes one of everything
+            refused = error.__cause__
+            if not isinstance(refused, MeshError):
+                raise
+            raise HTTPError(refused.http_status, "%s", str(refused)) from error
+
+
+class Apply(_OneSentence, TaskApply):
+    """Run a task and wait."""
+
+
+class AsyncApply(_OneSentence, TaskAsyncApply):
+    """Run a task of a known type."""
+
+
+class Send(_OneSentence, TaskSend):
+    """Run a task of any type."""
+
+
 # -- options: where it listens, what it lists
 
 
 def safe_address(given: str, *, protected: bool) -> str:
     """The address that Flower listens on, '' for all; `protected`: it asks who is there.
 
-    Raises `Refused` for an address that others reach while everybody may do everything.
+    Raises `Invalid` for an address that others reach while everybody may do everything.
     """
     if protected:
         return given
     if not given:
         return LOOPBACK
     if not _is_loopback(given):
-        raise Refused(
+        raise Invalid(
             f"Flower on {given} would let everybody in who reaches it: set FLOWER_BASIC_AUTH=user:password "
             f"(or --basic-auth, or --auth), or let it listen on {LOOPBACK}."
         )
@@ -144,6 +190,6 @@ def _complete_options(**_: Any) -> None:
     protected = bool(options.auth) or any(options.basic_auth or ())
     try:
         options.address = safe_address(options.address, protected=protected)
-    except Refused as error:
+    except Invalid as error:
         print(f"Error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None

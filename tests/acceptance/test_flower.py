@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import shutil
 import socket
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flower.urls import handlers
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from mesh.bus.flower import safe_address
-from mesh.errors import Refused
+from mesh.errors import Invalid
 from tests.acceptance.conftest import CELERY, START_S, USER_TASKS, Gate, Place, Running, make_place
 from tests.waiting import wait_until
 
@@ -145,7 +149,7 @@ def test_it_does_not_start_open_to_everybody(fleet: Fleet) -> None:
     done = fleet.place.run(
         "flower", "--address=0.0.0.0", f"--port={free_port()}", command=CELERY, timeout_s=START_S
     )
-    assert done.returncode == Refused.exit_code
+    assert done.returncode == Invalid.exit_code
     assert (
         "Error: Flower on 0.0.0.0 would let everybody in who reaches it: set FLOWER_BASIC_AUTH" in done.stderr
     )
@@ -310,5 +314,88 @@ def test_where_it_listens(given: str, protected: bool, listens: str) -> None:
 
 @pytest.mark.parametrize("given", ["0.0.0.0", "::", "192.0.2.7", "example.org", "127.0.0.1.example.org"])
 def test_where_it_does_not_listen(given: str) -> None:
-    with pytest.raises(Refused, match="would let everybody in"):
+    with pytest.raises(Invalid, match="would let everybody in"):
         safe_address(given, protected=False)
+
+
+LOGIN = "ann:a-password-for-this-test"
+OPEN = ("/healthcheck", "/static/")
+#: What Flower's patterns take, one of each.
+PATHS = (
+    "/", "/workers", "/worker/w1", "/task/1", "/tasks", "/tasks/datatable", "/broker", "/metrics", "/api/workers", "/api/tasks",
+    "/api/task/types", "/api/task/info/1", "/api/task/result/1", "/api/queues/length",
+)  # fmt: skip
+LAUNCHES = ("/api/task/apply/gate", "/api/task/async-apply/gate", "/api/task/send-task/gate")
+CONTROLS = ("/api/worker/shutdown/w1", "/api/task/revoke/1", *LAUNCHES)
+
+
+@pytest.fixture(scope="module")
+def locked(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
+    """A Flower with a login, on every address, that holds no secret of the mesh."""
+    with make_place(redis_url, f"locked-{os.getpid()}", tmp_path_factory.mktemp("locked")) as place:
+        port = free_port()
+        words = ("flower", "--address", "0.0.0.0", "--port", str(port))
+        process = place.start(*words, FLOWER_BASIC_AUTH=LOGIN, MESH_JWT_SECRET=None)
+        dashboard = Dashboard(port=port, process=process)
+        place.wait_for(process, dashboard.answers, "Flower to answer")
+        yield dashboard
+
+
+def answer(dashboard: Dashboard, path: str, login: str = "", *, method: str = "GET") -> tuple[int, str]:
+    """(status, body)."""
+    data = b"{}" if method == "POST" else None
+    request = urllib.request.Request(f"{dashboard.url}{path}", data=data, method=method)
+    if login:
+        request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as found:
+            return found.status, found.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", one) for one in PATHS] + [("POST", one) for one in CONTROLS]
+)
+def test_nobody_sees_or_does_anything_without_the_login(locked: Dashboard, method: str, path: str) -> None:
+    for login in ("", "ann:guessed", "ann", LOGIN.upper()):
+        assert answer(locked, path, login, method=method)[0] == 401, login
+
+
+@pytest.mark.parametrize(
+    "path", ["/workers", "/tasks", "/broker", "/metrics", "/api/tasks", "/api/queues/length"]
+)
+def test_the_login_opens(locked: Dashboard, path: str) -> None:
+    assert answer(locked, path, LOGIN)[0] == 200
+
+
+def test_what_lives_is_told_to_everybody(locked: Dashboard) -> None:
+    assert answer(locked, "/healthcheck") == (200, "OK")
+
+
+def test_every_route_of_flower_is_among_those_tried() -> None:
+    """A route that a new version brings is looked at before it is shipped."""
+    known = {path.strip("/").split("/")[0] for path in (*PATHS, *CONTROLS)}
+    others = {"static", "healthcheck", "login", "logout", "comet", ".*"}
+    for one in handlers:
+        pattern = one[0] if isinstance(one, tuple) else one.regex.pattern
+        assert re.sub(r"[($?].*", "", pattern).strip("/").split("/")[0] in known | others, pattern
+
+
+def test_a_browser_is_asked_who_is_there(
+    locked: Dashboard, browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    browser.get(f"{locked.url}/workers")
+    assert "workers-table" not in browser.page_source
+    url = locked.url.replace("http://", f"http://{LOGIN}@")
+    see(browser, f"{url}/workers", "body", tmp_path / "workers.png", "Workers", "Broker")
+
+
+@pytest.mark.parametrize("path", ["/api/task/send-task/gate", "/api/task/async-apply/data-processing"])
+def test_launching_a_task_without_the_meshs_secret_is_refused_in_one_sentence(
+    locked: Dashboard, path: str
+) -> None:
+    status, body = answer(locked, path, LOGIN, method="POST")
+    assert status == Invalid.http_status
+    assert body.startswith("MESH_JWT_SECRET is not set") and "\n" not in body
