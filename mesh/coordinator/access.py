@@ -138,7 +138,8 @@ def enter(request: Request, right: Right, namespace: str | None) -> Call:
     Raises `Unauthenticated`, `TooManyRequests`; `NotFound`, also for a namespace that the caller may not see; `Refused`.
     """
     front = front_of(request)
-    source = request.client.host if request.client else ""
+    address = request.scope.get("client")
+    source: str = address[0] if address else ""
     try:
         identity = front.gate.identity(right.kind, request.scope["headers"])
     except Unauthenticated as error:
