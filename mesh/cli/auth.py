@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
+import time
+from typing import TYPE_CHECKING
 
 import click
 
 from mesh.cli.commands import Group
 from mesh.cli.options import common, load_settings, names
 from mesh.cli.show import to_json
+from mesh.core.policies import ACTIONS
+from mesh.errors import Invalid, Refused
+
+if TYPE_CHECKING:
+    from mesh.settings import Settings
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -76,6 +83,10 @@ def group(
         capabilities=None if capabilities is None else names(capabilities),
         ttl_s=ttl,
     )
+    if settings.was_set("redis_url"):  # tokens can be made where there is no mesh yet
+        _record(
+            settings, f"token {claims.jti} for {claims.subject}", f"{claims.kind}, type {claims.agent_type}"
+        )
     if output == "table":
         click.echo(text)
         return
@@ -84,3 +95,66 @@ def group(
         for name in ("kind", "jti", "subject", "agent_type", "namespaces", "capabilities")
     }
     click.echo(to_json({"token": text, **shown, "expires_at": iso(claims.expires_at * 1000)}))
+
+
+def _record(settings: Settings, what: str, why: str) -> None:
+    from mesh.services import audit
+    from mesh.store.store import Store
+
+    store = Store(settings)
+    try:
+        who, where = audit.operator()
+        audit.tell(store, subject=who, source=where, action="issue token", object=what, why=why)
+    finally:
+        store.close()
+
+
+@group.command("explain")
+@click.argument("token")
+@click.argument("action", type=click.Choice(tuple(ACTIONS)))
+@click.argument("thing", required=False, metavar="[OBJECT]")
+@common
+def explain_command(token: str, action: str, thing: str | None) -> None:
+    """Say whether TOKEN allows ACTION in the namespace, and by which row of the policies, or which right is missing.
+
+    OBJECT is a capability (register), a task type (submit), one of audit, dead-letters, restore, tokens (administer), or
+    own or any: whose task or agent it is (read, cancel, drain; any by default). TOKEN - is read from standard input. It goes
+    by the policies of this place (MESH_POLICY_FILE). Exit code 0 if it is allowed, else 4.
+    """
+    from mesh.cli.token import given, why_not
+    from mesh.core import tokens
+    from mesh.core.policies import Object, decide
+
+    settings = load_settings()
+    text = given(token)
+    kind, _, _ = tokens.unverified(text)
+    allowed, why = False, why_not(settings, kind, text)
+    if not why and kind is not None:
+        claims = tokens.verify(kind, text, settings.keyring, now_s=time.time())
+        own = _is_own(action, thing)
+        name = "" if own is not None else thing or ""
+        asked = Object(namespace=settings.namespace, name=name, owner=claims.subject if own else None)
+        decision = decide(settings.policies, claims, action, asked)
+        allowed, why = decision.allowed, decision.why
+        if kind != _SHOWN[action]:
+            allowed, why = (
+                False,
+                f"{action} takes a token of kind {_SHOWN[action]}, and this is one of kind {kind}",
+            )
+    click.echo(f"{'allowed' if allowed else 'refused'}: {why}.")
+    if not allowed:
+        raise click.exceptions.Exit(Refused.exit_code)
+
+
+_SHOWN = {action: "join" if action == "register" else "api" for action in ACTIONS}
+
+
+def _is_own(action: str, thing: str | None) -> bool | None:
+    """Whether the thing belongs to the caller; None: the action is about a name."""
+    if action not in ("read", "cancel", "drain"):
+        if not thing:
+            raise Invalid(f"`mesh auth explain` needs the OBJECT: what to {action}.")
+        return None
+    if thing not in (None, "own", "any"):
+        raise Invalid(f"OBJECT of {action} is own or any, not {thing!r}.")
+    return thing == "own"

@@ -36,9 +36,9 @@ def inspect_command(token: str | None, output: str) -> None:
     """
     from mesh.core import tokens
 
-    text = _given(token)
+    text = given(token)
     kind, header, claims = tokens.unverified(text)
-    why = _why_not(load_settings(), kind, text)
+    why = why_not(load_settings(), kind, text)
     if output == "json":
         shown: dict[str, Any] = {
             "valid": not why,
@@ -54,7 +54,8 @@ def inspect_command(token: str | None, output: str) -> None:
         raise click.exceptions.Exit(Unauthenticated.exit_code)
 
 
-def _given(token: str | None) -> str:
+def given(token: str | None) -> str:
+    """The token that the user gave, or that standard input has."""
     if token is None or token == "-":
         token = sys.stdin.read(100_000)
     return token.strip()
@@ -72,8 +73,8 @@ def _for_people(claims: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _why_not(settings: Settings, kind: str | None, text: str) -> str:
-    """'' if the token is valid."""
+def why_not(settings: Settings, kind: str | None, text: str) -> str:
+    """'' if the token is valid, else the reason."""
     from mesh.core import tokens
 
     if kind is None:
@@ -111,6 +112,7 @@ def revoke_command(token: str | None, subject: str | None) -> None:
     if (token is None) == (subject is None):
         raise click.UsageError("Name one token, or a --subject.", click.get_current_context())
     from mesh.core.names import check_name
+    from mesh.services import audit
     from mesh.store.revocations import Revocations
     from mesh.store.store import Store
 
@@ -124,7 +126,10 @@ def revoke_command(token: str | None, subject: str | None) -> None:
             revocations.revoke(jti, expires_at)
         elif subject is not None:
             revocations.revoke_subject(subject)
-        click.echo(f"revoked: {f'token {jti}' if jti is not None else f'all tokens of {subject}'}")
+        what = f"token {jti}" if jti is not None else f"all tokens of {subject}"
+        who, where = audit.operator()
+        audit.tell(store, subject=who, source=where, action="revoke token", object=what)
+        click.echo(f"revoked: {what}")
     finally:
         store.close()
 

@@ -58,7 +58,7 @@ def join(
         call.front.issuer, call.store, body.id, call.identity.claims, body.capabilities, key
     )
     call.note(f"agent {body.id}", why=f"reach {answer['granted']['redis']['reach']}")
-    return Json(answer, 201, headers={"Cache-Control": "no-store"})
+    return Json(answer, 201)
 
 
 @router.put(
@@ -85,7 +85,7 @@ def heartbeat(
         renew=body.renew,
     )
     answer = joining.refresh(call.front.issuer, call.store, agent_id, call.identity.claims, beat)
-    return Json(answer, headers={"Cache-Control": "no-store"})
+    return Json(answer)
 
 
 @router.delete("/{agent_id}", summary="Leave", responses=openapi.answers(models.Withdrawn))

@@ -64,7 +64,7 @@ def issue_token(call: Issuer, body: Annotated[models.TokenBody, posted(models.To
         "capabilities": None if claims.capabilities is None else list(claims.capabilities),
         "expires_at": views.iso(claims.expires_at * 1000),
     }
-    return Json(shown, 201, {"Cache-Control": "no-store"})
+    return Json(shown, 201)
 
 
 @router.delete("/{jti}", summary="Revoke a token", responses=openapi.answers(models.Revoked))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -351,3 +352,80 @@ def test_the_command_line_says_what_is_missing(door: tuple[Place, str]) -> None:
     assert done.returncode == 0, done.stderr
     done = place.call("execute", "--task-type", "quiet", MESH_TOKEN_FILE=str(path), **shown)
     assert done.returncode == 4 and "eye may not: no row for agent type 'viewer'" in done.stderr
+
+
+EXPLAINED = [
+    (
+        "producer",
+        "submit",
+        "ocr",
+        0,
+        r"allowed: row 'producer', '\*' \(the shipped table:\d+\) grants submit \*\.",
+    ),
+    ("producer", "read", "own", 0, "grants read own"),
+    (
+        "producer",
+        "read",
+        None,
+        4,
+        "refused: no row for agent type 'producer' in namespace '.*' grants read any",
+    ),
+    ("producer", "administer", "audit", 4, "grants administer audit"),
+    ("producer", "register", "ocr", 4, "register takes a token of kind join, and this is one of kind api"),
+    ("producer", "submit", None, 2, "needs the OBJECT: what to submit"),
+    ("producer", "cancel", "mine", 2, "OBJECT of cancel is own or any, not 'mine'"),
+]
+
+
+@pytest.mark.parametrize(("role", "action", "thing", "code", "said"), EXPLAINED)
+def test_a_token_explained(
+    place: Place, role: str, action: str, thing: str | None, code: int, said: str
+) -> None:
+    words = ["auth", "explain", token(role, "me", [place.namespace]), action, *([thing] if thing else [])]
+    done = place.call(*words)
+    assert done.returncode == code and re.search(said, done.stdout + done.stderr), done
+
+
+def test_what_is_no_token_is_explained_too(place: Place) -> None:
+    joining = token("worker", "w", [place.namespace], kind="join")
+    done = place.call("auth", "explain", "-", "register", "ocr", stdin=joining.encode())
+    assert done.returncode == 0 and "grants register *" in done.stdout
+    elsewhere = place.call("auth", "explain", token(namespaces=["other"]), "read")
+    assert (
+        elsewhere.returncode == 4
+        and f"is for namespaces other, not for '{place.namespace}'" in elsewhere.stdout
+    )
+    foreign = place.call("auth", "explain", token(secret="k" * 20 + "9f2c" * 9), "read")
+    assert (foreign.returncode, foreign.stdout) == (
+        4,
+        "refused: it is signed with a key that is not known.\n",
+    )
+
+
+def test_tokens_made_and_revoked_at_the_command_line_are_recorded(place: Place) -> None:
+    text = place.call("auth", "--agent-id", "me", "--agent-type", "viewer").stdout.strip()
+    assert place.call("token", "revoke", text).returncode == 0
+    revoked, issued = place.mesh.audit()
+    assert (issued["action"], revoked["action"]) == ("issue token", "revoke token")
+    assert issued["object"].startswith("token ") and issued["object"] == f"{revoked['object']} for me"
+    assert text not in json.dumps([revoked, issued]) and "@" in issued["subject"]
+    done = place.call("auth", "explain", text, "read")
+    assert (done.returncode, done.stdout) == (4, "refused: it was revoked.\n")
+
+
+def test_a_revoked_token_ends_what_lasts(door: tuple[Place, str]) -> None:
+    place, url = door
+    task_id = caller(door).submit()
+    text = token("viewer", "gone", [place.namespace])
+    eye = Caller(url, place.namespace, {"Authorization": f"Bearer {text}"})
+    answers: list[int] = []
+    thread = threading.Thread(
+        target=lambda: answers.append(eye.ask("GET", f"tasks/{task_id}/result?wait_s=25").status_code)
+    )
+    thread.start()
+    channel = place.mesh.store.keys.of("result", task_id)
+    execute = place.mesh.store.client.execute
+    wait_until(lambda: execute("PUBSUB", "NUMSUB", channel)[1] == 1, 20, "it to wait")
+    assert place.call("token", "revoke", text).returncode == 0
+    wait_until(lambda: answers == [401], 15, "the wait to end")
+    thread.join(5)

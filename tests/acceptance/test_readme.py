@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.conftest import Place, Running
-from tests.tokens import token
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -102,6 +101,11 @@ def run_python(reader: Place, text: str) -> list[str]:
 
 
 def run_line(reader: Place, line: str) -> list[str]:
+    exported = re.fullmatch(r"export (\w+)=\$\((.*)\)", line)
+    if exported:
+        (output,) = run_line(reader, exported[2])
+        reader.environ[exported[1]] = output.strip()
+        return []
     environ: dict[str, str | None] = {}
     while assigned := ASSIGNMENT.match(line):
         environ[assigned[1]] = assigned[2]
@@ -113,7 +117,6 @@ def run_line(reader: Place, line: str) -> list[str]:
         if line.startswith("mesh up"):  # what the reader pastes into the other shells
             (exported,) = re.findall(r"^export (.*)$", process.output(), flags=re.M)
             reader.environ.update(word.split("=", 1) for word in shlex.split(exported))
-            reader.environ["MESH_TOKEN"] = token(secret=reader.environ["MESH_JWT_SECRET"])
         return []
     done = reader.run(*words[1:], command=[program(words[0], reader)], **environ)
     assert done.returncode == 0, f"{line}: {done.stderr}"
