@@ -19,6 +19,7 @@ from mesh.cli.run import EXIT_CODES, group
 from mesh.coordinator.app import create_app
 from mesh.coordinator.front import Front
 from mesh.coordinator.service import Coordinator
+from mesh.core.policies import ACTIONS, DEFAULT_POLICIES
 from mesh.core.redis_rights import acl_file
 from mesh.core.states import CELERY_STATUS, RULES, State
 from mesh.settings import TABLE, Settings
@@ -169,6 +170,22 @@ def payload_keys(schema: dict[str, Any]) -> Callable[[], str]:
 
 
 #: (page, marker): what stands between `<!-- marker -->` and `<!-- end of marker -->`.
+def policies() -> str:
+    """What the shipped table allows."""
+    table = json.loads(DEFAULT_POLICIES.read_text(encoding="utf-8"))
+    lines = [_row(("agent type", *(f"`{one}`" for one in ACTIONS), "for")), "|---" * (len(ACTIONS) + 2) + "|"]
+    for agent_type, spaces in table.items():
+        for rights in spaces.values():
+            cells = []
+            for action in ACTIONS:
+                value = rights.get(action, "")
+                cells.append(
+                    " ".join(f"`{one}`" for one in ([value] if isinstance(value, str) else value) if one)
+                )
+            lines.append(_row((f"`{agent_type}`", *cells, rights["why"])))
+    return "\n".join(lines)
+
+
 SECTIONS: dict[tuple[str, str], Callable[[], str]] = {
     ("how-it-works.md", "states"): states,
     ("reference/cli.md", "exit codes"): exit_codes,
@@ -176,6 +193,7 @@ SECTIONS: dict[tuple[str, str], Callable[[], str]] = {
     ("reference/cli.md", "commands"): commands,
     ("reference/settings.md", "settings"): settings,
     ("reference/api.md", "routes"): routes,
+    ("security.md", "policies"): policies,
     ("task-types.md", "task-execution"): payload_keys(task_execution.PAYLOAD_SCHEMA),
     ("task-types.md", "data-processing"): payload_keys(data_processing.PAYLOAD_SCHEMA),
 }

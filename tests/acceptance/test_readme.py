@@ -77,6 +77,7 @@ PAGES = {
     "capabilities.md": '"letters": 5',
     "celery-project.md": "",
     "routing.md": "No agent offers gpu and ocr",
+    "security.md": "eyJ",
     "task-types.md": '"exit_code": 0',
 }
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Collection
 from itertools import product
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -284,3 +285,12 @@ def test_the_file_that_the_settings_name(tmp_path) -> None:  # type: ignore[no-u
         _ = Settings(policy_file=str(path)).policies
     path.write_text('{"a": {"*": {"read": "any"}}}')
     assert [row.where for row in Settings(policy_file=str(path)).policies.rows] == [f"{path}:1"]
+
+
+def test_the_table_in_the_documentation() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+    table = parse(page.partition("```json\n")[2].partition("```")[0], "policies.json")
+    billing = Who(agent_type="billing", namespaces=["prod"])
+    allowed = decide(table, billing, "submit", Object(namespace="prod", name="invoice-daily"))
+    refused = decide(table, billing, "cancel", Object(namespace="prod"))
+    assert f"allowed: {allowed.why}." in page and f"refused: {refused.why}." in page
