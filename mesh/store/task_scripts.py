@@ -220,4 +220,23 @@ def tick(
 ) -> None: ...
 
 
-ALL = (submit, retry, replay, fetch, start, settle, release, crash, reap, cancel, conclude, annotate, tick)
+@script
+def reseal(prefix: Prefix, entries: Args[Any]) -> None: ...
+
+
+ALL = (
+    submit,
+    retry,
+    replay,
+    fetch,
+    start,
+    settle,
+    release,
+    crash,
+    reap,
+    cancel,
+    conclude,
+    annotate,
+    tick,
+    reseal,
+)

@@ -450,6 +450,10 @@ class Tasks:
         due = [group.decode() for group in chords]
         return int(promoted), int(expired), int(forgotten), due, int(spilled), int(timed_out)
 
+    def reseal(self, words: Sequence[str | bytes]) -> int:
+        """Replace messages (id, what is there, what is to be there; of each task) that are still as they were; how many."""
+        return int(self.bound["reseal"](*words))
+
     # -- readers
 
     def record(self, task_id: str) -> Record | None:

@@ -1,0 +1,60 @@
+"""Messages that wait while the secret of the mesh changes: sealed anew with the one in force, so that the old one may go.
+
+A message is opened before it is sealed again, as where it is fetched; what would be refused there stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from mesh.bus.opening import open_task
+from mesh.core.envelopes import Rejected, Sealer, kid_of
+from mesh.store.signing import RootSigner, keys_of, kid_in_force, signer_of
+from mesh.store.store import Store
+
+__all__ = ["reseal", "sealed_with"]
+_HEADER_ENDS = 15
+
+
+def sealed_with(store: Store, ids: Sequence[str]) -> Counter[str]:
+    """With which secret's keys the messages of these tasks say that they are sealed: kid ('' for none) -> tasks."""
+    commands = [("GETRANGE", store.keys.of("message", one), 0, _HEADER_ENDS) for one in ids]
+    heads = store.client.pipeline(*commands) if commands else []
+    return Counter(kid_of(head) or "" for head in heads if head)
+
+
+def reseal(store: Store, ids: Sequence[str]) -> int:
+    """Seal the messages of these tasks with the secret in force, where they are sealed with another; how many were.
+
+    They are believed no longer than before. Raises `Invalid` without a secret, `StoreUnavailable`.
+    """
+    if not ids:
+        return 0
+    signer, keys, kid = signer_of(store.settings), keys_of(store.settings), kid_in_force(store.settings)
+    assert isinstance(signer, RootSigner)
+    replies = store.client.pipeline(
+        *[
+            command
+            for one in ids
+            for command in (
+                ("HGET", store.keys.of("task", one), "queue"),
+                ("GET", store.keys.of("message", one)),
+            )
+        ]
+    )
+    words: list[str | bytes] = []
+    sealers: dict[tuple[str, int], Sealer] = {}
+    for task_id, queue, stored in zip(ids, replies[::2], replies[1::2], strict=True):
+        if queue is None or stored is None or kid_of(stored) in (None, kid):
+            continue
+        name = queue.decode()
+        try:
+            opened = open_task(keys, name, task_id, stored, None)
+        except Rejected:
+            continue
+        sealer = sealers.get((name, opened.not_after_ms))
+        if sealer is None:
+            sealer = sealers[name, opened.not_after_ms] = signer.sealer(name, opened.not_after_ms)
+        words += (task_id, stored, sealer(task_id, opened.message))
+    return store.tasks.reseal(words) if words else 0
