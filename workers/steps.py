@@ -25,7 +25,9 @@ from ..core.agents import condition
 from ..core.names import check_name
 from ..core.places import regional
 from ..core.requirements import capabilities_of, is_compound, satisfies
+from ..core.states import Reason
 from ..errors import Invalid, MeshError, Unauthenticated
+from ..services.audit import Audit
 from ..settings import Settings, give_back
 from ..store.client import safe_url
 from ..store.signing import become, keys_of
@@ -105,6 +107,8 @@ class Agent:
         self.holdings.offered = frozenset(self.capabilities)
         self.holdings.outbox.on_chords_due = self.complete_chords
         self.leaving = Leaving(self.settings, self.membership, self.holdings, self.worker)
+        self.audit = Audit(self.store.client, self.namespace)
+        self.holdings.refusals.tell = self.tell_refused
         self.beat = Beat(
             self.settings,
             self.membership,
@@ -220,6 +224,13 @@ class Agent:
         if self.consumer is not None:
             self.consumer.call_soon(function)
             self.holdings.wake.set()
+
+    def tell_refused(self, task_id: str, reason: Reason, detail: str) -> None:
+        """Into the audit log: a message that this agent does not run."""
+        self.audit.note(
+            subject="", source=f"agent {self.membership.agent_id}", action="run", object=f"task {task_id}",
+            allowed=False, why=f"{reason}: {detail}",
+        )  # fmt: skip
 
     def consume_compound(self, names: list[str]) -> None:
         """Consume the requirements of several capabilities that this agent satisfies."""
@@ -363,6 +374,7 @@ class Agent:
             except MeshError as error:
                 logger.warning("left without saying so: %s", error)
         self.beat.stop()
+        self.audit.close()
         self.health.stop()
         runtime.become_agent(None)
         become(self.namespace, None, None)

@@ -15,12 +15,14 @@ from fastapi import Depends, Path, Request
 from mesh.coordinator.front import Front
 from mesh.coordinator.gate import Identity
 from mesh.coordinator.requests import front_of
-from mesh.core.policies import Decision, Object, decide, inner_types
-from mesh.errors import NotFound, Refused, Unauthenticated
+from mesh.core.canvas import named_types
+from mesh.core.policies import Decision, Object, decide
+from mesh.errors import Invalid, NotFound, Refused, Unauthenticated
 from mesh.services import tasks as task_services
 from mesh.store.store import Store
 
 __all__ = ["Call", "MeshNeeds", "Needs", "Reads", "ReadsAll", "Right", "enter"]
+_CELERY = "celery."  # types that run what their arguments name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,13 +80,21 @@ class Call:
             self.note(about or name, allowed=False, why=decision.why)
             raise Refused(f"{self.subject} may not: {decision.why}.")
 
-    def need_submit(self, task_type: str, payload: Any = None) -> None:
-        """Raise `Refused` unless the caller may submit such a task, and all that it is told to run."""
+    def need_submit(self, task_type: str, *payloads: Any) -> None:
+        """Raise `Refused` unless the caller may submit such tasks, and all that they are told to run; `Invalid` if that cannot be
+        told."""
         if (self.store.keys.namespace, task_type) not in self.identity.granted:
             self.need("submit", task_type, about=f"type {task_type}")
             self.identity.grant(self.store.keys.namespace, task_type)
-        for inner in inner_types(task_type, payload):
-            self.need("submit", inner, about=f"type {inner} in {task_type}")
+        if not task_type.startswith(_CELERY):  # any other's payload is only data
+            return
+        try:
+            for inner in {
+                one for payload in payloads for one in named_types(task_type, [payload], {}, {}, {})
+            }:
+                self.need("submit", inner, about=f"type {inner} in {task_type}")
+        except ValueError as error:
+            raise Invalid(f"What {task_type} is to run cannot be told: {error}.") from None
 
     def need_tasks(self, action: str, task_ids: Sequence[str]) -> None:
         """Raise `Refused` unless the caller may do that with each of these tasks; those that are not there count as his."""

@@ -15,7 +15,7 @@ from mesh.coordinator.answers import Json
 from mesh.coordinator.requests import BODY, FrontOf, decode, decode_part, front_of, posted, read
 from mesh.coordinator.submitting import accept, options_of
 from mesh.core import strict_json
-from mesh.errors import Invalid, MeshError, Refused
+from mesh.errors import Invalid, MeshError
 from mesh.services import agents as agent_services
 from mesh.services import listing
 from mesh.services import tasks as task_services
@@ -121,7 +121,7 @@ def _publish(call: Call, raw: bytes) -> dict[str, Any]:
         if isinstance(body, models.Submission):
             try:
                 call.need_submit(body.type, body.payload)
-            except Refused as error:
+            except MeshError as error:
                 bodies[index] = error
     answers = accept(call.store, bodies, [call.subject] * len(bodies))
     return {"items": [problems.document(one) if isinstance(one, MeshError) else one for one in answers]}
@@ -139,7 +139,7 @@ def _one_by_one(raw: bytes) -> list[models.Submission | MeshError]:
 
 
 def _publish_bulk(call: Call, body: models.Bulk) -> dict[str, Any]:
-    call.need_submit(body.type, body.payloads)
+    call.need_submit(body.type, *body.payloads)
     store, options = call.store, options_of(body)
     queue = task_services.requirement(store, body.type, options.requires)
     warning = agent_services.unmet_warning(store, body.type, queue, body.unsatisfiable)

@@ -29,7 +29,6 @@ __all__ = [
     "Policies",
     "Row",
     "decide",
-    "inner_types",
     "matches",
     "parse",
 ]
@@ -49,7 +48,6 @@ _LISTS = ("register", "submit", "administer")
 _SCOPES = ("read", "cancel", "drain")
 _NAME = re.compile(r"\*|[A-Za-z0-9][A-Za-z0-9._-]{0,199}\*?")
 _LARGEST = 1_000_000  # characters of a file
-_CANVAS = "celery."  # types that run what their arguments name
 
 
 class Bearer(Protocol):
@@ -172,25 +170,6 @@ def _missing(action: str, bearer: Bearer, asked: Object) -> str:
     if action in _LISTS:
         return f"{action} {asked.name}".rstrip()
     return f"{action} {OWN if asked.owner == bearer.subject else ANY}"
-
-
-def inner_types(task_type: str, value: Any) -> Iterator[str]:
-    """The types that a task of Celery's own (`celery.map`, `celery.chunks` ...) is told to run: whoever submits it submits those.
-
-    `value`: its arguments. Every signature in them counts, `{"task": type, ...}`, however deep; none of other types' payloads.
-    """
-    if not task_type.startswith(_CANVAS):
-        return
-    left = [value]
-    while left:
-        one = left.pop()
-        if isinstance(one, dict):
-            named = one.get("task")
-            if isinstance(named, str):
-                yield named
-            left.extend(one.values())
-        elif isinstance(one, (list, tuple)):
-            left.extend(one)
 
 
 # -- the file

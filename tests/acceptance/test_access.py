@@ -243,7 +243,8 @@ def test_types_are_allowed_one_by_one(door: tuple[Place, str]) -> None:
     assert "grants submit mail" in refusal(clerk.ask("POST", "tasks", inner), 403)
     inner["payload"][0]["task"] = "report-x"  # type: ignore[index]
     assert clerk.ask("POST", "tasks", inner).status_code == 202
-    bulk = {"type": "celery.chunks", "payloads": [{"deep": [{"task": "mail"}]}], **accept}
+    assert "grants submit mail" in refusal(clerk.ask("POST", "tasks", {**inner, "payload": "mail"}), 403)
+    bulk = {"type": "celery.chunks", "payloads": [{"task": "report-x"}, [{"task": "mail"}]], **accept}
     assert "grants submit mail" in refusal(clerk.ask("POST", "tasks:batch", bulk), 403)
     batch = {"tasks": [{"type": one, **accept} for one in ("report-1", "mail", "report-2")]}
     items = clerk.ask("POST", "tasks:batch", batch).json()["items"]

@@ -150,14 +150,27 @@ def test_following_the_log(place: Place) -> None:
     assert process.wait(10) == 130
 
 
-def test_an_agent_that_comes_and_goes_is_recorded(place: Place) -> None:
+def test_an_agent_that_comes_refuses_and_goes_is_recorded(place: Place) -> None:
+    store = place.mesh.store
+    task_id = place.mesh.submit("gate", {"secret": "payload"}, unsatisfiable="accept").id
+    message = store.keys.of("message", task_id)
+    store.client.execute("APPEND", message, "x")
     agent = place.agent("w1", "--capabilities", "gate")
+    wait_until(lambda: place.mesh.handle(task_id).status() == "dead_lettered", 20, "it to be put aside")
     agent.terminate()
     assert agent.wait(30) == 0
-    assert brief(log(place)) == [
+    rows = log(place)
+    assert brief(rows) == [
         ("w1", "register", "capabilities gate", True),
+        ("", "run", f"task {task_id}", False),
         ("w1", "leave", "agent w1", True),
     ]
+    (refused,) = [row for row in rows if not row["allowed"]]
+    assert (
+        refused["source"] == "agent w1"
+        and refused["why"].startswith("refused: forged: ")
+        and "payload" not in str(rows)
+    )
 
 
 @pytest.fixture

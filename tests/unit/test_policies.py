@@ -16,7 +16,6 @@ from mesh.core.policies import (
     DEFAULT_POLICIES,
     Object,
     decide,
-    inner_types,
     matches,
     parse,
 )
@@ -154,13 +153,6 @@ def test_rows_add_up_and_the_more_special_takes_nothing_away() -> None:
 def test_patterns_are_exact_names_prefixes_or_all() -> None:
     assert matches(["a*"], "a") and matches(["a*"], "abc") and matches(["*"], "x") and matches(["a"], "a")
     assert not matches(["a"], "ab") and not matches(["a*"], "ba") and not matches([], "a")
-
-
-def test_the_types_that_celerys_own_tasks_run() -> None:
-    inner = {"task": "ocr", "args": [], "options": {"link": [{"task": "mail"}]}}
-    assert sorted(inner_types("celery.map", [inner, [1, 2]])) == ["mail", "ocr"]
-    assert list(inner_types("celery.chunks", {"deep": [[{"task": "x"}]]})) == ["x"]
-    assert list(inner_types("ocr", inner)) == []  # a payload is a payload
 
 
 NAMES = st.sampled_from(["a", "ab", "b", "worker", "here", "there", "x.y"])
