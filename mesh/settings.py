@@ -113,6 +113,12 @@ class Settings:
         among=_STRATEGIES)
 
     # -- its HTTP service
+    coordinator_cert_file: str | None = _row("MESH_COORDINATOR_CERT_FILE", "mesh.coordinator.tls.certificate", "path", None,
+        "With it and its key the coordinator speaks HTTPS only: a PEM file, those that lead to the authority behind it.")
+    coordinator_key_file: str | None = _row("MESH_COORDINATOR_KEY_FILE", "mesh.coordinator.tls.key", "path", None,
+        "The certificate's key: a PEM file without a password. Both are read again on SIGHUP.")
+    coordinator_ca_file: str | None = _row("MESH_COORDINATOR_CA_FILE", "mesh.coordinator.tls.ca", "path", None,
+        "For callers: the authorities that a coordinator's certificate must come from; by default those of the system.")
     http_read_timeout_ms: int = _row("MESH_HTTP_READ_TIMEOUT_MS", "mesh.http.readTimeout", "ms", 20_000,
         "A request must arrive within so long, and a second more for each MiB of it: who sends a byte now and then is cut off.")
     http_max_connections: int = _row("MESH_HTTP_MAX_CONNECTIONS", "mesh.http.maxConnections", "count", 10_000,

@@ -1,15 +1,57 @@
-"""The agent's health port: `/health` (detail) and `/health/live`."""
+"""The agent's health port: `/health` (detail) and `/health/live`.
+
+Anybody may ask, so it is bounded: so many at a time, each for so long, whatever he sends.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from ..errors import Conflict
+
+_MOST = 16  # connections at a time; the next is closed at once
+_PATIENCE_S = 5.0  # for one of them, from its beginning to its end
+_OFTEN_S = 0.5
+
+
+class _Server(ThreadingHTTPServer):
+    """A thread for each connection, and an end for each thread."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._since: dict[Any, float] = {}
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if len(self._since) >= _MOST:
+            self.shutdown_request(request)
+            return
+        self._since[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._since.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Called by the loop twice a second: who has had his time is cut off, which ends what his thread waits for."""
+        for request, since in list(self._since.items()):
+            if time.monotonic() - since > _PATIENCE_S:
+                with contextlib.suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Somebody hung up: nothing to say."""
 
 
 class HealthServer:
@@ -18,7 +60,7 @@ class HealthServer:
     def __init__(self, port: int, *, asked: bool, report: Callable[[], dict[str, Any]]) -> None:
         handler = _handler(report)
         try:
-            self._server = ThreadingHTTPServer(("", port), handler)
+            self._server = _Server(("", port), handler)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
@@ -26,13 +68,14 @@ class HealthServer:
                 raise Conflict(
                     f"Port {port} is taken: choose another with --health-port or AGENT_PORT."
                 ) from error
-            self._server = ThreadingHTTPServer(("", 0), handler)
-        self._server.daemon_threads = True
+            self._server = _Server(("", 0), handler)
         self.port = int(self._server.server_address[1])
 
     def start(self) -> None:
         """Serve in a thread of its own."""
-        threading.Thread(target=self._server.serve_forever, daemon=True, name="mesh-health").start()
+        threading.Thread(
+            target=self._server.serve_forever, args=(_OFTEN_S,), daemon=True, name="mesh-health"
+        ).start()
 
     def stop(self) -> None:
         """Stop serving."""
@@ -53,13 +96,24 @@ def _handler(report: Callable[[], dict[str, Any]]) -> type[BaseHTTPRequestHandle
                 body = report()
                 self._answer(200 if body["status"] in ("healthy", "degraded") else 503, body)
 
+        do_HEAD = do_GET
+
+        def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+            """What the parent class refuses: a broken request, another method."""
+            phrase = HTTPStatus(code).phrase
+            self._answer(code, {"status": code, "title": phrase, "detail": "GET /health or /health/live."})
+
         def _answer(self, status: int, body: dict[str, Any]) -> None:
             data = json.dumps(body).encode()
-            self.send_response(status)
+            self.close_connection = True
+            self.send_response_only(status)
             self.send_header("Content-Type", "application/json")
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            if self.command != "HEAD":
+                self.wfile.write(data)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Probes are not worth a log line."""

@@ -4,6 +4,7 @@ It asks whether the process is alive, not whether Redis is: a restart would mend
 """
 
 import os
+import ssl
 import sys
 import tempfile
 import urllib.request
@@ -24,8 +25,12 @@ def main() -> int:
         return 0  # some other command: nobody to ask
     variable, port, path = PROBES[role]
     prefix = os.environ.get("FLOWER_URL_PREFIX", "").strip("/") if role == "flower" else ""
-    url = f"http://127.0.0.1:{os.environ.get(variable) or port}{'/' if prefix else ''}{prefix}{path}"
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever the proxy settings say
+    scheme = "https" if role == "coordinator" and os.environ.get("MESH_COORDINATOR_CERT_FILE") else "http"
+    url = f"{scheme}://127.0.0.1:{os.environ.get(variable) or port}{'/' if prefix else ''}{prefix}{path}"
+    no_proxy = urllib.request.ProxyHandler({})  # whatever the proxy settings say
+    # Its own process, on its own loopback: the certificate is for the name that callers use.
+    tls = urllib.request.HTTPSHandler(context=ssl._create_unverified_context())
+    opener = urllib.request.build_opener(no_proxy, tls)
     try:
         with opener.open(url, timeout=4):
             return 0

@@ -33,6 +33,7 @@ from mesh.errors import (
     Refused,
     StoreUnavailable,
     TaskFailed,
+    TooManyRequests,
     Unauthenticated,
 )
 from mesh.settings import Settings
@@ -164,9 +165,19 @@ def client_options(settings: Settings, connections: int) -> dict[str, Any]:
             keepalive_expiry=KEPT_S,
         ),
         # Reading the system's certificates takes 20 ms; a context without any trusts nobody.
-        "verify": ssl.create_default_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        "verify": _trust(settings) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         "trust_env": False,  # coordinators are not behind the proxy for the web
     }
+
+
+def _trust(settings: Settings) -> ssl.SSLContext:
+    """Whom to believe to be a coordinator. Raises `Invalid`."""
+    file = settings.coordinator_ca_file
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as error:  # ssl.SSLError is one
+        why = "no certificate in PEM is in it" if isinstance(error, ssl.SSLError) else error.strerror
+        raise Invalid(f"MESH_COORDINATOR_CA_FILE: cannot use {file} ({why}).") from None
 
 
 # -- answers
@@ -183,7 +194,7 @@ _BY_STATUS: Mapping[int, type[MeshError]] = {
     415: Invalid,
     422: Invalid,
     424: TaskFailed,
-    429: CoordinatorUnavailable,
+    429: TooManyRequests,
     502: CoordinatorUnavailable,
     503: CoordinatorUnavailable,
     504: CoordinatorUnavailable,
@@ -223,7 +234,11 @@ def answer_of(response: httpx2.Response) -> Any:
     problem = response.headers.get("content-type", "").startswith("application/problem+json")
     if response.is_success or response.is_redirect or (response.status_code in _NEVER_BARE and not problem):
         raise NoCoordinator(f"What answers at {response.url.host}:{response.url.port} is not a coordinator.")
-    raise error_of(response.status_code, body)
+    error = error_of(response.status_code, body)
+    if isinstance(error, TooManyRequests):
+        said = response.headers.get("retry-after", "")
+        error.retry_after_s = float(said) if said.isdecimal() else 1.0
+    raise error
 
 
 def named(error: Exception) -> str:
@@ -278,12 +293,23 @@ class Caller:
         retries = self._settings.transport_retries if patient else 0
         for number in range(retries + 1):
             try:
-                return self._try(method, path, body, repeat)
+                return self._in_turn(method, path, body, repeat, patient)
             except _Unanswered as unanswered:
                 if number == retries or not unanswered.again:
                     raise unanswered.error from None
             time.sleep(self.pause_s(number))
         raise AssertionError("unreachable")
+
+    def _in_turn(self, method: str, path: str, body: bytes | None, repeat: bool, patient: bool) -> Any:
+        """As `_try`; who is asked to come less often waits as long as he is told, within the time-out of a call."""
+        until = time.monotonic() + (self._settings.transport_timeout_ms / 1000 if patient else 0.0)
+        while True:
+            try:
+                return self._try(method, path, body, repeat)
+            except TooManyRequests as error:
+                if time.monotonic() + error.retry_after_s > until:
+                    raise
+                time.sleep(error.retry_after_s * random.uniform(1.0, 1.1))
 
     def pause_s(self, number: int) -> float:
         """Before try `number` + 2: doubled each time, and not the same for all who lost the same coordinator."""
@@ -309,6 +335,11 @@ class Caller:
                         raise _Unanswered(self._unknown(endpoint, error), again=False) from error
                     if isinstance(error, httpx2.TimeoutException) or attempt:
                         break
+                except TooManyRequests:
+                    self.endpoints.prefer(
+                        endpoint
+                    )  # it has answered, and another one is no way around its limit
+                    raise
                 except UNANSWERED as error:
                     why, refusal = str(error), error
                     if not repeat and not isinstance(error, NoCoordinator):

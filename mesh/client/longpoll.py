@@ -20,7 +20,7 @@ import msgspec
 
 from mesh.client.calls import CONNECT_S, UNANSWERED, Caller, answer_of, client_options, named, shares
 from mesh.client.ports import Tell, Waiting
-from mesh.errors import MeshError
+from mesh.errors import MeshError, TooManyRequests
 from mesh.settings import Settings
 
 __all__ = ["LongPoll"]
@@ -118,6 +118,8 @@ class LongPoll:
             self._failures, self._away_since = 0, None
         except (httpx2.TransportError, *UNANSWERED) as error:
             pause_s = self._failed(error)
+            if isinstance(error, TooManyRequests):
+                pause_s = max(pause_s, error.retry_after_s)
         except Exception as error:  # refused, or no coordinator at all: it will be again
             told = error if isinstance(error, MeshError) else MeshError(f"Waiting failed: {error!r}.")
             for task_id in task_ids:

@@ -28,7 +28,8 @@ from mesh.coordinator.app import create_app
 from mesh.coordinator.front import Front
 from mesh.coordinator.service import Coordinator
 from mesh.coordinator.shortcut import Shortcut
-from mesh.coordinator.wire import HEADERS, Terms, Wire
+from mesh.coordinator.tls import Tls, tls_of
+from mesh.coordinator.wire import HEADERS, HEADERS_OF_TLS, Terms, Wire
 from mesh.errors import Conflict, Invalid
 from mesh.services.views import iso
 from mesh.settings import Settings
@@ -39,6 +40,7 @@ _GRACE_S = (
     15  # for what is under way: with the lame-duck time well below the 30 s that Kubernetes gives by default
 )
 _BACKLOG = 1024
+_HANDSHAKE_S = 10.0
 _SPARE_FILES = 256  # descriptors for all else: Redis, threads, logs
 _TICK_S = 0.1  # uvicorn's own
 _KEEP_ALIVE_S = (
@@ -79,6 +81,7 @@ class _Server(uvicorn.Server):
 
     front: Front
     terms: Terms
+    tls: Tls | None
     lame_duck_s: float
     hurried = False  # a person waits, or a second signal has come
 
@@ -92,7 +95,14 @@ class _Server(uvicorn.Server):
         await self.on_tick(0)
         loop = asyncio.get_running_loop()
         self.servers = [
-            await loop.create_server(connection, sock=one, backlog=_BACKLOG) for one in sockets or ()
+            await loop.create_server(
+                connection,
+                sock=one,
+                backlog=_BACKLOG,
+                ssl=self.tls.context if self.tls else None,
+                ssl_handshake_timeout=min(self.terms.patience_s, _HANDSHAKE_S) if self.tls else None,
+            )
+            for one in sockets or ()
         ]
         self.started = True
 
@@ -184,9 +194,10 @@ def _terms(settings: Settings, front: Front) -> Terms:
 def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None) -> None:
     """Run a coordinator until SIGTERM or SIGINT. `port` None: the setting.
 
-    Raises `Invalid` (no secret, wrong policies), `Conflict` (port or id taken), `StoreUnavailable` (no Redis at the start).
+    Raises `Invalid` (secret, policies, certificate), `Conflict` (port or id taken), `StoreUnavailable` (no Redis at the start).
     """
     kids, _ = settings.keyring.kids, settings.policies  # before anything is begun
+    tls = tls_of(settings)
     _set_up_logging(settings)
     asked = port is not None or settings.was_set("coordinator_port")
     with bind(host, settings.coordinator_port if port is None else port, asked=asked) as listener:
@@ -201,7 +212,7 @@ def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None)
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                headers=HEADERS,
+                headers=[*HEADERS, *(HEADERS_OF_TLS if tls else ())],
                 proxy_headers=False,
                 lifespan="off",
                 ws="none",
@@ -210,13 +221,15 @@ def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None)
             )
         )
         server.front, server.lame_duck_s = front, settings.lame_duck_ms / 1000
-        server.terms = _terms(settings, front)
+        server.terms, server.tls = _terms(settings, front), tls
 
         def end(signum: int, __: FrameType | None) -> None:
             server.hurried = server.should_exit or signum == signal.SIGINT
             server.should_exit = True
 
         former = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+        if tls is not None:
+            former[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: tls.reload())
         try:
             coordinator.start()
             _spare_the_collector()

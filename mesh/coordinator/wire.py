@@ -29,7 +29,7 @@ from mesh.coordinator.answers import encode
 from mesh.coordinator.guard import Guard
 from mesh.core.sources import limited_as
 
-__all__ = ["HEADERS", "Terms", "Wire"]
+__all__ = ["HEADERS", "HEADERS_OF_TLS", "Terms", "Wire"]
 
 _HEAD_BYTES = 32 * 1024
 _MOST_HEADERS = 100
@@ -45,6 +45,7 @@ HEADERS = [
     ("x-content-type-options", "nosniff"),
 ]
 """Of every answer."""
+HEADERS_OF_TLS = [("strict-transport-security", "max-age=31536000")]
 
 
 class Terms:

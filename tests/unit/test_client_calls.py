@@ -14,6 +14,7 @@ from mesh.errors import (
     NotFound,
     Refused,
     TaskFailed,
+    TooManyRequests,
     Unauthenticated,
 )
 
@@ -112,7 +113,7 @@ def test_every_error_comes_back_as_what_it_was(name: str) -> None:
         (409, Conflict),
         (413, Invalid),
         (422, Invalid),
-        (429, CoordinatorUnavailable),
+        (429, TooManyRequests),
         (502, CoordinatorUnavailable),
         (500, MeshError),
     ],

@@ -1,0 +1,69 @@
+"""The health port of an agent: anybody may connect to it, so nobody may hold it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from mesh.workers.health import HealthServer
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    server = HealthServer(0, asked=False, report=lambda: {"status": "healthy"})
+    server.start()
+    yield server.port
+    server.stop()
+
+
+def talk(port: int, data: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as link:
+        link.sendall(data)
+        return b"".join(iter(lambda: link.recv(65536), b""))
+
+
+def healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, ConnectionError):
+        return False
+
+
+def test_what_it_answers(port: int) -> None:
+    head, _, body = talk(port, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
+    assert body == b'{"status": "healthy"}' and b"nosniff" in head
+    assert b"Server" not in head and b"Python" not in head
+    head, _, body = talk(port, b"HEAD /health/live HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200") and not body
+    for data, status in (
+        (b"GET /etc/passwd HTTP/1.1\r\n\r\n", b"404"),
+        (b"POST /health HTTP/1.1\r\nContent-Length: 5\r\n\r\nabcde", b"501"),
+        (b"nonsense\r\n\r\n", b"400"),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", b"414"),
+        (b"GET /health HTTP/1.1\r\n" + b"X: a\r\n" * 200 + b"\r\n", b"431"),
+    ):
+        answer = talk(port, data)
+        assert status in answer.partition(b"\r\n")[0] and b"Traceback" not in answer
+        assert answer.endswith(b"}"), "a sentence in JSON"
+
+
+def test_who_sends_nothing_or_too_slowly_does_not_hold_it(port: int) -> None:
+    """60 connections: 16 are served at a time, each for 5 s at most, so that others come in again."""
+    before = threading.active_count()
+    with ExitStack() as stack:
+        links = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in range(60)
+        ]
+        for link in links[:30]:
+            link.send(b"GET /hea")
+        assert threading.active_count() <= before + 17
+        wait_until(lambda: healthy(port), 20, "it to answer others")
+        assert [link.recv(1) for link in links[:16]] == [b""] * 16
