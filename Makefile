@@ -26,7 +26,7 @@ uv_pip = $(with_index) $(UV) pip
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check lint view types imports format conformance slow chaos bench bench-scale bench-http lock clean
+.PHONY: help install demo test check lint view types imports format conformance slow chaos bench bench-scale bench-http bench-security lock clean
 
 help:
 	@echo "make demo         Redis, a coordinator, agents and Flower; a real job; one agent killed on the way"
@@ -35,7 +35,8 @@ help:
 	@echo "make slow         what make test leaves out of these"
 	@echo "make conformance  Celery applications on the mesh's transport"
 	@echo "make chaos        the whole fault matrix, under 30 minutes (CHAOS=ci: ten minutes of it)"
-	@echo "make bench        throughput beside other task queues (make bench-scale: larger meshes; make bench-http: the API)"
+	@echo "make bench        throughput beside other task queues (make bench-scale: larger meshes; make bench-http: the API;"
+	@echo "                  make bench-security: what signing costs)"
 	@echo "make format       let ruff correct and lay out the sources"
 	@echo "make lock         make requirements.lock anew from pyproject.toml"
 	@echo "make clean        remove everything that make made"
@@ -112,9 +113,9 @@ $(BENCH_INSTALLED): $(UV) pyproject.toml
 bench: $(BENCH_INSTALLED)
 	.venv-bench/bin/python -m benchmarks.compare $(BENCH_ARGS)
 
-# Does a larger mesh cost more? What does the HTTP service take?
-bench-scale bench-http: $(BENCH_INSTALLED)
-	.venv-bench/bin/python -m benchmarks.$(if $(filter %scale,$@),scale,http_submit) $(BENCH_ARGS)
+# Does a larger mesh cost more? What does the HTTP service take? What does signing cost?
+bench-scale bench-http bench-security: $(BENCH_INSTALLED)
+	.venv-bench/bin/python -m benchmarks.$(subst http,http_submit,$(@:bench-%=%)) $(BENCH_ARGS)
 
 # uv.lock holds download addresses and stays out of the repository; the export has versions and hashes only.
 lock: $(UV)
