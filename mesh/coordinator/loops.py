@@ -16,10 +16,11 @@ from typing import Any, Protocol
 from mesh.coordinator.leadership import Leadership
 from mesh.core.agents import Health
 from mesh.errors import StaleFence, StoreUnavailable
-from mesh.services import agents, audit, joining
+from mesh.services import agents, audit, joining, resealing
 from mesh.store.agents import Lead
 from mesh.store.coordinators import Coordinators
 from mesh.store.redis_users import Joined, RedisUsers
+from mesh.store.signing import kid_in_force
 from mesh.store.store import Store
 
 __all__ = ["HealthCheck", "Loop", "Reap", "Report", "Runner", "Tick", "Withdraw"]
@@ -167,6 +168,58 @@ class Withdraw:
                 why=one.why,
             )
         return Report(counts={"withdrawn": len(left)})
+
+
+class Reseal:
+    """While the secret is rotated: seals the messages of tasks that have not ended anew with the key in force, so that the old
+    secret may go. It walks over all of them, again and again, as long as this process knows two secrets."""
+
+    name, every_s = "reseal", 2.0
+    page = 500
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._here: tuple[str, int] | None = None  # the key and the place in it where the next run goes on
+        self._ahead: list[str] = []
+        self._seen = 0
+        self.left: int | None = None
+        """How many were still sealed with another key in the last whole walk; None: there is one secret only, or none yet."""
+
+    def run_once(self, lead: Lead) -> Report:
+        """One run."""
+        if len(self._store.settings.keyring.kids) < 2:
+            return Report(counts={"resealed": 0})
+        done = 0
+        for _ in range(_PAGES):
+            ids = self._next()
+            if ids is None:
+                return Report(counts={"resealed": done})
+            if self._otherwise(ids):
+                done += resealing.reseal(self._store, ids)
+                self._seen += self._otherwise(ids)
+        return Report(counts={"resealed": done}, more=True)
+
+    def _otherwise(self, ids: list[str]) -> int:
+        kinds = resealing.sealed_with(self._store, ids)
+        return kinds.total() - kinds[kid_in_force(self._store.settings)]
+
+    def _next(self) -> list[str] | None:
+        """The next page of ids; None at the end of a walk."""
+        client, keys = self._store.client, self._store.keys
+        if self._here is None:
+            ready = sorted(name.decode() for name in client.execute("SMEMBERS", keys["ready"]))
+            self._ahead = [keys["scheduled"], keys["leases"], *(keys.of("queue", name) for name in ready)]
+            self._here, self._seen = (self._ahead.pop(0), 0), 0
+        while True:
+            key, place = self._here
+            found = client.execute("ZRANGE", key, place, place + self.page - 1)
+            if found:
+                self._here = key, place + self.page
+                return [name.decode() for name in found]
+            if not self._ahead:
+                self._here, self.left = None, self._seen
+                return None
+            self._here = self._ahead.pop(0), 0
 
 
 @dataclass(kw_only=True)

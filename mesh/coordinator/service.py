@@ -12,7 +12,7 @@ from typing import Any
 
 from mesh import __version__
 from mesh.coordinator.leadership import Leadership
-from mesh.coordinator.loops import Complete, HealthCheck, Reap, Runner, Tick, Withdraw
+from mesh.coordinator.loops import Complete, HealthCheck, Reap, Reseal, Runner, Tick, Withdraw
 from mesh.errors import Conflict, MeshError
 from mesh.services.agents import counts, discover
 from mesh.services.views import iso
@@ -44,12 +44,14 @@ class Coordinator:
         self.started_at = time.time()
         self.revocations = Revocations(self.store.client)
         self.leadership = Leadership(self.store, self.coordinators, self.id, self._fields)
+        self.reseal = Reseal(self.store)
         self.runner = Runner(
             self.leadership,
             (
                 Reap(self.store, complete_chords),
                 Tick(self.store, complete_chords),
                 HealthCheck(self.store, self.coordinators),
+                self.reseal,
                 Withdraw(
                     self.store, lambda one: self.revocations.covers(one.jti, one.subject, one.issued_at_s)
                 ),
@@ -72,6 +74,7 @@ class Coordinator:
             "started_at": iso(int(self.started_at * 1000)),
             "kids": ",".join(self.settings.keyring.kids),
             "signs": rotation_of(self.settings).signing(),
+            "sealed_otherwise": self.reseal.left,
             "life": self.life,
             "beats": self.beats,
         }
