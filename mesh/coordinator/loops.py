@@ -171,37 +171,39 @@ class Withdraw:
 
 
 class Reseal:
-    """While the secret is rotated: seals the messages of tasks that have not ended anew with the key in force, so that the old
-    secret may go. It walks over all of them, again and again, as long as this process knows two secrets."""
+    """Seals the messages of tasks that have not ended anew with the key in force, where what sealed them may end before they do:
+    an agent's certificate, or the old secret while it is rotated. It walks over all of them, again and again: without a pause as
+    long as this process knows two secrets, else every few minutes (certificates have hours left when they are used)."""
 
     name, every_s = "reseal", 2.0
     page = 500
+    pause_s = 300.0
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._here: tuple[str, int] | None = None  # the key and the place in it where the next run goes on
         self._ahead: list[str] = []
-        self._seen = 0
+        self._seen, self._walked_at = 0, float("-inf")
         self.left: int | None = None
         """How many were still sealed with another key in the last whole walk; None: there is one secret only, or none yet."""
 
     def run_once(self, lead: Lead) -> Report:
         """One run."""
-        if len(self._store.settings.keyring.kids) < 2:
+        rotating = len(self._store.settings.keyring.kids) > 1
+        if self._here is None and not rotating and time.monotonic() - self._walked_at < self.pause_s:
             return Report(counts={"resealed": 0})
         done = 0
         for _ in range(_PAGES):
             ids = self._next()
             if ids is None:
+                self.left = self._seen if rotating else None
+                self._walked_at = time.monotonic()
                 return Report(counts={"resealed": done})
-            if self._otherwise(ids):
-                done += resealing.reseal(self._store, ids)
-                self._seen += self._otherwise(ids)
+            if passing := resealing.passing(self._store, ids):
+                done += resealing.reseal(self._store, passing)
+                kinds = resealing.sealed_with(self._store, passing)
+                self._seen += kinds.total() - kinds[kid_in_force(self._store.settings)]
         return Report(counts={"resealed": done}, more=True)
-
-    def _otherwise(self, ids: list[str]) -> int:
-        kinds = resealing.sealed_with(self._store, ids)
-        return kinds.total() - kinds[kid_in_force(self._store.settings)]
 
     def _next(self) -> list[str] | None:
         """The next page of ids; None at the end of a walk."""
@@ -217,7 +219,7 @@ class Reseal:
                 self._here = key, place + self.page
                 return [name.decode() for name in found]
             if not self._ahead:
-                self._here, self.left = None, self._seen
+                self._here = None
                 return None
             self._here = self._ahead.pop(0), 0
 

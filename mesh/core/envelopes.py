@@ -37,6 +37,7 @@ __all__ = [
     "Rejected",
     "Sealer",
     "TaskKeys",
+    "by_agent",
     "kid_of",
     "lifetime_ms",
     "open_sealed",
@@ -400,6 +401,11 @@ def _over() -> Rejected:
 def kid_of(sealed: bytes) -> str | None:
     """Which secret's keys a message says that it is sealed with; its first 16 bytes are enough. None: with none."""
     return sealed[2:6].hex() if len(sealed) >= _HEADER and sealed[0] == _MAGIC else None
+
+
+def by_agent(sealed: bytes) -> bool:
+    """Whether a message says that an agent sealed it: then it counts no longer than that agent's certificate."""
+    return len(sealed) >= _HEADER and sealed[0] == _MAGIC and sealed[1] == _AGENT
 
 
 def peel(sealed: bytes) -> bytes:

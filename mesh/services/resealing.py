@@ -1,6 +1,7 @@
-"""Messages that wait while the secret of the mesh changes: sealed anew with the one in force, so that the old one may go.
+"""Messages that wait longer than what they are sealed with: sealed anew by a holder of the secret, with the one in force.
 
-A message is opened before it is sealed again, as where it is fetched; what would be refused there stays as it is.
+Two things end before a task does: a secret, when it is rotated, and the certificate of the agent that published it. A message is
+opened before it is sealed again, as where it is fetched; what would be refused there stays as it is.
 """
 
 from __future__ import annotations
@@ -9,28 +10,44 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mesh.bus.opening import open_task
-from mesh.core.envelopes import Rejected, Sealer, kid_of
+from mesh.core.envelopes import Rejected, Sealer, by_agent, kid_of
 from mesh.store.signing import RootSigner, keys_of, kid_in_force, signer_of
 from mesh.store.store import Store
 
-__all__ = ["reseal", "sealed_with"]
+__all__ = ["passing", "reseal", "sealed_with"]
 _HEADER_ENDS = 15
 
 
 def sealed_with(store: Store, ids: Sequence[str]) -> Counter[str]:
     """With which secret's keys the messages of these tasks say that they are sealed: kid ('' for none) -> tasks."""
+    return Counter(kid_of(head) or "" for head in _heads(store, ids) if head)
+
+
+def passing(store: Store, ids: Sequence[str]) -> list[str]:
+    """Those of these tasks whose messages say that they are sealed with another secret than the one in force, or by an agent."""
+    kid = kid_in_force(store.settings)
+    return [one for one, head in zip(ids, _heads(store, ids), strict=True) if head and _passes(head, kid)]
+
+
+def _heads(store: Store, ids: Sequence[str]) -> list[bytes]:
     commands = [("GETRANGE", store.keys.of("message", one), 0, _HEADER_ENDS) for one in ids]
-    heads = store.client.pipeline(*commands) if commands else []
-    return Counter(kid_of(head) or "" for head in heads if head)
+    return store.client.pipeline(*commands) if commands else []
+
+
+def _passes(sealed: bytes, kid: str) -> bool:
+    return kid_of(sealed) not in (None, kid) or by_agent(sealed)
 
 
 def reseal(store: Store, ids: Sequence[str]) -> int:
-    """Seal the messages of these tasks with the secret in force, where they are sealed with another; how many were.
+    """Seal the messages of these tasks with the secret in force, where that is `passing`; how many were.
 
     They are believed no longer than before. Raises `Invalid` without a secret, `StoreUnavailable`.
     """
     if not ids:
         return 0
+    now_ms = (
+        store.now_ms()
+    )  # what has expired stays as it is, certificates too: nobody knows when it was sealed
     signer, keys, kid = signer_of(store.settings), keys_of(store.settings), kid_in_force(store.settings)
     assert isinstance(signer, RootSigner)
     replies = store.client.pipeline(
@@ -46,11 +63,11 @@ def reseal(store: Store, ids: Sequence[str]) -> int:
     words: list[str | bytes] = []
     sealers: dict[tuple[str, int], Sealer] = {}
     for task_id, queue, stored in zip(ids, replies[::2], replies[1::2], strict=True):
-        if queue is None or stored is None or kid_of(stored) in (None, kid):
+        if queue is None or stored is None or not _passes(stored, kid):
             continue
         name = queue.decode()
         try:
-            opened = open_task(keys, name, task_id, stored, None)
+            opened = open_task(keys, name, task_id, stored, now_ms)
         except Rejected:
             continue
         sealer = sealers.get((name, opened.not_after_ms))

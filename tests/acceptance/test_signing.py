@@ -21,7 +21,7 @@ from mesh.core.keyring import Keyring
 from mesh.core.states import Reason, State
 from mesh.errors import Refused
 from mesh.services import tasks as task_services
-from mesh.services.resealing import reseal, sealed_with
+from mesh.services.resealing import passing, reseal, sealed_with
 from mesh.services.tasks import new_id
 from mesh.store.signing import AgentSigner, keys_of, sealer, signer_of
 from mesh.store.store import Store
@@ -440,4 +440,23 @@ def test_a_rotation_seals_what_waits_anew(redis_url: str, tmp_path: Path) -> Non
         assert stored and open_sealed(keys_of(both.settings), "celery", one, stored, both.now_ms()).message
         assert both.tasks.reseal([one, b"what was there before", b"too late"]) == 0
     both.close()
+    fleet.close()
+
+
+def test_what_an_agent_published_outlives_its_certificate(redis_url: str, tmp_path: Path) -> None:
+    """The mesh takes over what waits; what an agent could no longer have signed, or may not, it does not."""
+    fleet = Fleet(redis_url, f"outlive-{new_id()[:8]}", tmp_path)
+    attack, store, ids = Attack(fleet, tmp_path / "effects"), fleet.mesh.store, ["", "", ""]
+    makers = by_agent(submit=("note",)), by_agent(submit=("note",), age_s=3601), by_agent(submit=("same",))
+    for at, make in enumerate(makers):
+        ids[at], stored, queue = make(attack, "x")
+        attack.plant(ids[at], stored, queue)
+    kid = RING.kids[0]
+    assert passing(store, ids) == ids and reseal(store, ids) == 1
+    assert passing(store, ids) == ids[1:] and sealed_with(store, ids) == {kid: 3}
+    stored = store.tasks.message(ids[0])
+    assert (
+        stored
+        and open_sealed(keys_of(store.settings), "celery", ids[0], stored, store.now_ms()).claims is None
+    )
     fleet.close()
