@@ -26,7 +26,7 @@ uv_pip = $(with_index) $(UV) pip
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check lint view types imports format conformance slow chaos bench bench-scale bench-http bench-security lock clean
+.PHONY: help install demo test check lint view types imports format conformance slow chaos fuzz bench bench-scale bench-http bench-security lock clean
 
 help:
 	@echo "make demo         Redis, a coordinator, agents and Flower; a real job; one agent killed on the way"
@@ -35,6 +35,7 @@ help:
 	@echo "make slow         what make test leaves out of these"
 	@echo "make conformance  Celery applications on the mesh's transport"
 	@echo "make chaos        the whole fault matrix, under 30 minutes (CHAOS=ci: ten minutes of it)"
+	@echo "make fuzz         20,000 requests that are made up, to a coordinator"
 	@echo "make bench        throughput beside other task queues (make bench-scale: larger meshes; make bench-http: the API;"
 	@echo "                  make bench-security: what signing costs)"
 	@echo "make format       let ruff correct and lay out the sources"
@@ -78,6 +79,10 @@ CHAOS ?= all
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m pytest -n 4 --dist worksteal tests/chaos --chaos $(CHAOS) --chaos-report chaos-report.json $(PYTEST_ARGS)
+
+# 20,000 requests: from the OpenAPI document, and bytes that are nearly some.
+fuzz: $(INSTALLED)
+	FUZZ_REQUESTS=2000 FUZZ_WIRE=18000 $(BIN)/python -m pytest -n 2 tests/acceptance/test_api_fuzz.py tests/acceptance/test_wire_fuzz.py $(PYTEST_ARGS)
 
 # mypy and import-linter read folders, not installations: this view has the package in its installed shape, with
 # workers/ and tasks/ inside mesh/.
