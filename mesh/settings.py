@@ -290,6 +290,7 @@ class Settings:
             raise Invalid(
                 "MESH_JWT_SECRET is not set: every token and every task is signed with it. `mesh secret generate` makes one; "
                 "all of one mesh have the same, from the environment or a file that MESH_JWT_SECRET_FILE names."
+                + (" MESH_JOIN_TOKEN is only used where REDIS_URL is not set." if self.join_token else "")
             )
         found = {"MESH_JWT_SECRET": self.jwt_secret, "MESH_JWT_SECRET_NEW": self.jwt_secret_new}
         given = {name: secret for name, secret in found.items() if secret}

@@ -109,7 +109,7 @@ def compose_config(*words: str, **environ: str) -> subprocess.CompletedProcess[s
         pytest.skip("DOCKER-COMPOSE HAS NOT READ docker-compose.yml: install docker-compose (Debian's name)")
     return subprocess.run(
         ["docker-compose", "config", *words], cwd=ROOT, capture_output=True, text=True, check=False,
-        env={"PATH": os.environ["PATH"], "COMPOSE_PROFILES": "load-balancer", **environ},
+        env={"PATH": os.environ["PATH"], "COMPOSE_PROFILES": "joining,load-balancer", **environ},
     )  # fmt: skip
 
 

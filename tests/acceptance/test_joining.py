@@ -26,6 +26,7 @@ from tests.waiting import wait_until
 TASKS = """
 import os
 import time
+from celery import chain
 from mesh import Mesh, task
 
 @task("double")
@@ -42,6 +43,10 @@ def pause(payload):
 @task("outer")
 def outer(payload):
     return [Mesh().submit("double", one).result(timeout_s=30) for one in payload]
+
+@task("chained")
+def chained(payload):
+    return chain(double.s(payload), double.s()).delay().id
 
 @task("look")
 def look(payload):
@@ -82,6 +87,9 @@ def test_an_agent_joins_with_a_token_only_works_and_leaves(fleet: Mesh) -> None:
     joined = fleet.joined("w1")
     assert joined is not None and joined.reach == "own" and fleet.users() == [f"mesh:0:{place.namespace}:w1"]
     assert place.mesh.submit("outer", [1, 21]).result(timeout_s=60) == [2, 42]
+    last = place.mesh.handle(place.mesh.submit("chained", 3).result(timeout_s=30))
+    wait_until(lambda: place.mesh.store.tasks.record(last.id), 30, "the chain to go on")
+    assert last.result(timeout_s=30) == 12
     seen = "".join(place.mesh.submit("look", "prefork").result(timeout_s=30))
     assert token not in seen and "redis://" not in seen
     process.terminate()
