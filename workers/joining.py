@@ -30,6 +30,7 @@ from ..store import credentials, signing
 from ..store.credentials import Credentials
 from ..store.redis_users import password_hash
 from ..store.signing import AgentSigner
+from ..telemetry import redacting
 from .beat import start_native_thread
 
 logger = logging.getLogger(__name__)
@@ -147,6 +148,7 @@ class Joining:
             return
         self._renew_at = now + life_s / 2
         login = granted["redis"]
+        redacting.keep(login["password"])
         if self._credentials is not None:
             self._credentials.set(login["username"], login["password"])
         elif login["password"] is not None:

@@ -26,7 +26,9 @@ from mesh.bus import runtime
 from mesh.bus.install import TRANSPORT
 from mesh.core.states import State
 from mesh.errors import Invalid, MeshError, StoreUnavailable
+from mesh.settings import Settings
 from mesh.store.store import Store
+from mesh.telemetry import redacting
 
 __all__ = ["extend", "queue_rows", "safe_address"]
 LOOPBACK = "127.0.0.1"
@@ -182,7 +184,9 @@ def _is_loopback(address: str) -> bool:
         return address == "localhost"
 
 
-def _complete_options(**_: Any) -> None:
+def _complete_options(sender: Any = None, **_: Any) -> None:
+    redacting.keep(*(word for one in options.basic_auth or () for word in (one, one.partition(":")[2])))
+    redacting.install(Settings.load())
     if options.tasks_columns == ITS_COLUMNS:
         options.tasks_columns = f"{ITS_COLUMNS},args"
     if options.unix_socket:

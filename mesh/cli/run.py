@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -148,9 +149,18 @@ def _failed(sentence: str, code: int) -> int:
     if options.verbose():
         import traceback  # costs 6 ms that no other run pays
 
-        traceback.print_exc()
-    say(f"Error: {' '.join(sentence.split())}")
+        sys.stderr.write(_without_secrets(traceback.format_exc()))
+    say(f"Error: {_without_secrets(' '.join(sentence.split()))}")
     return code
+
+
+def _without_secrets(text: str) -> str:
+    """Those of this process's settings are known, even where they are no good; others by their looks."""
+    from mesh.core.redaction import Redactor, secrets_of_url  # not before there is something to tell
+
+    values = [value for name, value in os.environ.items() if re.search("SECRET|TOKEN|PASSWORD|AUTH", name)]
+    urls = [value for value in os.environ.values() if "://" in value]
+    return Redactor([*values, *(one for url in urls for one in secrets_of_url(url))])(text)
 
 
 def _show_warning(

@@ -33,6 +33,8 @@ from mesh.coordinator.wire import HEADERS, HEADERS_OF_TLS, Terms, Wire
 from mesh.errors import Conflict, Invalid
 from mesh.services.views import iso
 from mesh.settings import Settings
+from mesh.telemetry import redacting
+from mesh.telemetry.redacting import redact
 
 __all__ = ["bind", "serve"]
 logger = logging.getLogger(__name__)
@@ -149,11 +151,12 @@ class _JsonLines(logging.Formatter):
             **(getattr(record, "fields", None) or {"message": record.getMessage()}),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+            line["exception"] = record.exc_text or self.formatException(record.exc_info)
+        return redact(msgspec.json.encode(line).decode())
 
 
 def _set_up_logging(settings: Settings) -> None:
+    redacting.install(settings)
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(_JsonLines() if settings.log_format == "json" else text)

@@ -19,6 +19,7 @@ from starlette.routing import Match
 
 from mesh.coordinator.answers import encode
 from mesh.errors import CoordinatorUnavailable, MeshError, TaskFailed, TooManyRequests
+from mesh.telemetry.redacting import redact
 
 __all__ = ["MEDIA", "busy", "document", "install", "plain", "respond", "retry_after"]
 MEDIA = "application/problem+json"
@@ -33,7 +34,14 @@ _CODES = {
 
 def _document(status: int, detail: str, code: str, **more: Any) -> dict[str, Any]:
     title = HTTPStatus(status).phrase
-    return {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code, **more}
+    return {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": redact(detail),
+        "code": code,
+        **more,
+    }
 
 
 def plain(status: int, detail: str) -> dict[str, Any]:
