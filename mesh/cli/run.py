@@ -154,11 +154,15 @@ def _failed(sentence: str, code: int) -> int:
     return code
 
 
+#: Names of variables whose values are secrets, and not files that hold one.
+_SECRET = re.compile(r"(SECRET|TOKEN|PASSWORD|AUTH)(?!.*_FILE$)")
+
+
 def _without_secrets(text: str) -> str:
     """Those of this process's settings are known, even where they are no good; others by their looks."""
     from mesh.core.redaction import Redactor, secrets_of_url  # not before there is something to tell
 
-    values = [value for name, value in os.environ.items() if re.search("SECRET|TOKEN|PASSWORD|AUTH", name)]
+    values = [value for name, value in os.environ.items() if _SECRET.search(name)]
     urls = [value for value in os.environ.values() if "://" in value]
     return Redactor([*values, *(one for url in urls for one in secrets_of_url(url))])(text)
 

@@ -58,7 +58,11 @@ def test_no_process_tells(tmp_path: Path) -> None:
         # A payload may say what it likes: what the processes log of it is without what is theirs.
         payload = f"{SECRET} {guarded.url('agent')} {TOKEN}"
         handles = [place.mesh.submit("tell", payload) for _ in range(6)]
-        wait_until(lambda: all(handle.status() in ("failed", "dead_lettered") for handle in handles), 60, "the tasks to end")
+        wait_until(
+            lambda: all(handle.status() in ("failed", "dead_lettered") for handle in handles),
+            60,
+            "the tasks to end",
+        )
         place.wait_for(flower.process, flower.answers, "Flower to answer")
         command_lines = _command_lines()
         for process in place.running:
