@@ -184,12 +184,24 @@ class Reseal:
         self._here: tuple[str, int] | None = None  # the key and the place in it where the next run goes on
         self._ahead: list[str] = []
         self._seen, self._walked_at = 0, float("-inf")
+        self._kid: str | None = None  # in force when it last looked
         self.left: int | None = None
         """How many were still sealed with another key in the last whole walk; None: there is one secret only, or none yet."""
 
     def run_once(self, lead: Lead) -> Report:
         """One run."""
         rotating = len(self._store.settings.keyring.kids) > 1
+        kid = kid_in_force(self._store.settings)
+        if self._kid not in (None, kid):
+            audit.record(
+                self._store,
+                subject="mesh",
+                source=lead.leader,
+                action="rotate",
+                object=f"key {kid}",
+                why=f"every process that is alive knows it; it signs in the place of {self._kid}",
+            )
+        self._kid = kid
         if self._here is None and not rotating and time.monotonic() - self._walked_at < self.pause_s:
             return Report(counts={"resealed": 0})
         done = 0
@@ -202,7 +214,7 @@ class Reseal:
             if passing := resealing.passing(self._store, ids):
                 done += resealing.reseal(self._store, passing)
                 kinds = resealing.sealed_with(self._store, passing)
-                self._seen += kinds.total() - kinds[kid_in_force(self._store.settings)]
+                self._seen += kinds.total() - kinds[kid]
         return Report(counts={"resealed": done}, more=True)
 
     def _next(self) -> list[str] | None:

@@ -18,6 +18,7 @@ import pytest
 
 from mesh.client import Handle, Mesh
 from mesh.core.keyring import key_id
+from mesh.services import audit
 from mesh.services.resealing import sealed_with
 from mesh.settings import Settings
 from tests.chaos.stage import Stage
@@ -187,6 +188,8 @@ def test_nobody_is_refused_while_the_secret_changes(rotation: Rotation, order: t
     assert {name: load.refusals for name, load in rotation.loads.items()} == {"producer": [], "caller": []}
 
     with rotation.open(new, None) as mesh:
+        noted, _ = audit.entries(mesh.store.client, action="rotate", namespaces={stage.namespace})
+        assert {one["object"] for one in noted} == {f"key {key_id(new.encode())}"}
         for load in rotation.loads.values():
             assert len(load.handles) > 20
             for handle in load.handles:
