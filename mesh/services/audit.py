@@ -10,6 +10,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -26,6 +27,7 @@ from mesh.store.client import Client
 from mesh.store.store import Store
 
 __all__ = ["Audit", "entries", "operator", "record", "tell"]
+_CURSOR = re.compile(r"[1-9][0-9]{0,14}-[0-9]{1,15}")  # an id of the stream
 logger = logging.getLogger("mesh.audit")
 internal = logging.getLogger(__name__)
 
@@ -230,10 +232,8 @@ def entries(
 
     An entry: {id, time, namespace, subject, source, action, object, allowed, why, many}; `many`: for how many it stands.
     """
-    if cursor is not None:
-        ms, dash, number = cursor.partition("-")
-        if not (dash and all(one.isascii() and one.isdigit() and len(one) < 16 for one in (ms, number))):
-            raise Invalid(f"{cursor!r} is not a cursor: use `next_cursor` of the page before, as it is.")
+    if cursor is not None and not _CURSOR.fullmatch(cursor):
+        raise Invalid(f"{cursor!r} is not a cursor: use `next_cursor` of the page before, as it is.")
     found: list[dict[str, Any]] = []
     last = cursor
     for looked_at, (name, entry) in enumerate(log.newest(client, before=cursor, since_ms=since_ms)):

@@ -29,7 +29,7 @@ def newest(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """(id, fields), the newest first; the id is `<ms of Redis's clock>-<number>`. `before`: those older than this id."""
     end = "+" if before is None else f"({before}"
-    oldest = "-" if since_ms is None else since_ms
+    oldest = "-" if since_ms is None else max(0, since_ms)
     while True:
         page = client.execute("XREVRANGE", AUDIT, end, oldest, "COUNT", _PAGE)
         for raw, flat in page:

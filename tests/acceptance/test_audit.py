@@ -90,7 +90,11 @@ def test_what_is_done_and_refused_over_http_is_recorded(place: Place) -> None:
                               ({"since": "2126-01-01T00:00:00Z"}, 0)):  # fmt: skip
             found = http.get(f"{url}/v1/audit", params=query, headers=admin).json()["entries"]
             assert len(found) == number, query
-        assert http.get(f"{url}/v1/audit", params={"cursor": "x"}, headers=admin).status_code == 422
+        for cursor in ("x", "0-0", "1-", f"{10**30}-1", "\u00b2-1", "1-1 "):
+            assert http.get(f"{url}/v1/audit", params={"cursor": cursor}, headers=admin).status_code == 422
+        for since in ("1900-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+            answer = http.get(f"{url}/v1/audit", params={"since": since}, headers=admin)
+            assert answer.status_code in (200, 422), answer.text
         assert http.get(f"{url}/v1/audit", headers=far).json()["entries"] == []
         # Nobody can fill it.
         assert {http.get(f"{base}/queues").status_code for _ in range(200)} == {401}
