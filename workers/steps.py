@@ -30,6 +30,7 @@ from ..errors import Invalid, MeshError, Unauthenticated
 from ..services.audit import Audit
 from ..settings import Settings, give_back
 from ..store.client import safe_url
+from ..store.revocations import Revocations
 from ..store.signing import become, keys_of
 from ..store.store import Store
 from .beat import Beat
@@ -108,6 +109,7 @@ class Agent:
         self.holdings.outbox.on_chords_due = self.complete_chords
         self.leaving = Leaving(self.settings, self.membership, self.holdings, self.worker)
         self.audit = Audit(self.store.client, self.namespace)
+        self.revocations = Revocations(self.store.client)
         self.holdings.refusals.tell = self.tell_refused
         self.beat = Beat(
             self.settings,
@@ -124,7 +126,7 @@ class Agent:
             on_asked=self.obey,
             on_usurped=self.usurped,
             load=self.load,
-            renew=self.certificate.renew if self.certificate is not None else lambda: None,
+            renew=self.renew,
             types=self.types,
         )
         self._prepare_tasks()
@@ -133,6 +135,13 @@ class Agent:
             self.joining.on_cut_off, self.joining.on_usurped = self.cut_off, self.usurped
         runtime.become_agent(self.holdings, self.tell_revoked)
         answer_listeners()
+
+    def renew(self) -> None:
+        """With each beat: what it signs with, and which certificates of others no longer count. Raises `StoreUnavailable`."""
+        if self.certificate is not None:
+            self.certificate.renew()
+        self.revocations.refresh()
+        keys_of(self.settings).revoked = self.revocations.is_revoked
 
     # -- what it offers
 

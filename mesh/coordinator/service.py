@@ -20,6 +20,7 @@ from mesh.settings import Settings
 from mesh.store.coordinators import TTL_MS, Coordinators
 from mesh.store.revocations import Revocations
 from mesh.store.rotation import rotation_of
+from mesh.store.signing import keys_of
 from mesh.store.store import Store
 
 __all__ = ["Coordinator"]
@@ -84,6 +85,7 @@ class Coordinator:
         logger.info("Redis: %s", self.store.check().sentence)
         self.store.preload()
         self.revocations.refresh()
+        keys_of(self.settings).revoked = self.revocations.is_revoked
         self._claim_id()
         self.runner.start()
 

@@ -72,8 +72,11 @@ RIGHTS: Mapping[str, Rights] = MappingProxyType(
                 ("coordinators", "zrange"),
                 ("coordinator:*", "get"),
                 ("audit", "xadd"),
+                ("revocations", "get"),
+                ("revoked", "zrange"),
+                ("not-before", "hgetall"),
             ),
-            why="agents: their namespace; the audit only at its end",
+            why="agents: their namespace; what was revoked; the audit only at its end",
         ),
         "producer": Rights(
             commands=(_CONNECT, _READ, _PUBLISH, _SCRIPTS, _LISTEN, _REPLIES),

@@ -23,6 +23,7 @@ from mesh.errors import Refused
 from mesh.services import tasks as task_services
 from mesh.services.resealing import passing, reseal, sealed_with
 from mesh.services.tasks import new_id
+from mesh.store.revocations import Revocations
 from mesh.store.signing import AgentSigner, keys_of, sealer, signer_of
 from mesh.store.store import Store
 from tests.chaos.fleet import Fleet
@@ -113,7 +114,12 @@ def attack(fleet: Fleet, tmp_path: Path) -> Attack:
 
 
 def certified(
-    namespace: str, *, ring: Keyring = RING, age_s: int = 0, submit: tuple[str, ...] = ("same",)
+    namespace: str,
+    *,
+    ring: Keyring = RING,
+    age_s: int = 0,
+    submit: tuple[str, ...] = ("same",),
+    subject: str = "small",
 ) -> AgentSigner:
     """A real agent's signer that may submit one harmless type."""
     signer = AgentSigner(namespace)
@@ -122,7 +128,7 @@ def certified(
             "task",
             ring,
             ring.kids[0],
-            subject="small",
+            subject=subject,
             agent_type="worker",
             namespaces=(namespace,),
             ttl_s=3600,
@@ -374,6 +380,26 @@ def test_what_has_run_does_not_run_again(attack: Attack) -> None:
         with pytest.raises(Refused, match="a copy"):
             task_services.retry(store, task_id)
     assert attack.lines() == ["once"]
+
+
+def test_what_a_revoked_agent_has_signed_does_not_run(attack: Attack) -> None:
+    subject = f"gone-{new_id()[:8]}"
+    make = by_agent(submit=("note",), subject=subject)
+    task_id, stored, queue = make(attack, "before")
+    attack.plant(task_id, stored, queue)
+    assert attack.ends(task_id).state is State.SUCCEEDED
+    task_id, stored, queue = make(attack, "after")
+    Revocations(attack.store.client).revoke_subject(subject)
+    beats: set[str] = set()
+
+    def looked() -> bool:  # with each of its beats: the third one seen has begun behind the revocation
+        beats.add((attack.store.agents.get("solid") or {})["beat"])
+        return len(beats) > 2
+
+    wait_until(looked, 30, "the agent to beat")
+    attack.plant(task_id, stored, queue)
+    assert attack.refused(task_id) == Reason.CERTIFICATE
+    assert attack.lines() == ["before"]
 
 
 def test_a_chord_that_waits_for_it_fails_as_for_a_dead_letter(attack: Attack) -> None:
