@@ -10,12 +10,15 @@ import hypothesis
 import pytest
 
 from mesh.store.embedded import Server, start_server
+from tests.leaks import _nothing_leaks, leaks  # a fixture of every run
 
 hypothesis.settings.register_profile("mesh", deadline=None)  # a busy machine is no defect of ours
 hypothesis.settings.load_profile("mesh")
 _numbers = itertools.count(1)
 SECRET = secrets.token_hex(32)
 """Of every mesh that a test of this process starts."""
+leaks.know(SECRET)
+__all__ = ["_nothing_leaks"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from mesh.core.redis_rights import RIGHTS, acl_file
 from mesh.store.client import Client
 from mesh.store.embedded import Server, start_server
+from tests.leaks import leaks
 
 
 class Guarded:
@@ -39,7 +40,10 @@ class Guarded:
             for row in rows
         ]
 
-    def stop(self) -> None:
-        """End it."""
+    def stop(self, *, searched: bool = True) -> None:
+        """End it; `searched`: no secret of this run may be in it."""
+        if searched:
+            leaks.know(*self.passwords.values())
+            leaks.look_at_redis(self.admin)
         self.admin.close()
         self.server.stop()
