@@ -70,7 +70,7 @@ class Beat:
         on_asked: Callable[[str, int], None],
         on_usurped: Callable[[], None],
         load: Callable[[], dict[str, Any]],
-        renew: Callable[[], None],
+        renew: Callable[[Store], None],
         types: dict[str, dict[str, Any]],
     ) -> None:
         self.settings, self.membership, self.holdings = settings, membership, holdings
@@ -155,7 +155,6 @@ class Beat:
             self.membership.agent_id, self.membership.incarnation, self._load(), entries
         )
         self.last_beat = time.monotonic()
-        self._renew()
         if answer.known == "usurped":
             self._on_usurped()
             return
@@ -178,6 +177,7 @@ class Beat:
             self._reap_at = time.monotonic() + answer.next_lease_end_ms / 1000 + 0.02
         else:
             self._reap_at = None
+        self._renew(self._store)  # last: what the store has answered is acted on whatever becomes of this
 
     def _look_back(self, answer: BeatAnswer) -> None:
         """Say so if Redis does not know what it has confirmed before: it was restored, or has lost its last writes."""

@@ -15,16 +15,16 @@ class OwnCertificate:
     """
 
     def __init__(self, store: Store, settings: Settings, agent_id: str) -> None:
-        self._store, self._settings, self._agent_id = store, settings, agent_id
+        self._settings, self._agent_id = settings, agent_id
         self._signer = signing.AgentSigner(settings.namespace)
         self._kid, self._renew_at_ms = "", 0
-        self.renew()
+        self.renew(store)
         keys = TaskKeys.of_keyring(settings.keyring, settings.namespace)
         signing.become(settings.namespace, self._signer, keys)
 
-    def renew(self) -> None:
+    def renew(self, store: Store) -> None:
         """Issue another where half of its life is over, or another secret is in force. Raises `StoreUnavailable`."""
-        kid, now_ms = signing.kid_in_force(self._settings), self._store.now_ms()
+        kid, now_ms = signing.kid_in_force(self._settings), store.now_ms()
         if kid == self._kid and now_ms < self._renew_at_ms:
             return
         settings = self._settings

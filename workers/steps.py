@@ -109,7 +109,7 @@ class Agent:
         self.holdings.outbox.on_chords_due = self.complete_chords
         self.leaving = Leaving(self.settings, self.membership, self.holdings, self.worker)
         self.audit = Audit(self.store.client, self.namespace)
-        self.revocations = Revocations(self.store.client)
+        self.revocations: Revocations | None = None
         self.holdings.refusals.tell = self.tell_refused
         self.beat = Beat(
             self.settings,
@@ -136,10 +136,15 @@ class Agent:
         runtime.become_agent(self.holdings, self.tell_revoked)
         answer_listeners()
 
-    def renew(self) -> None:
-        """With each beat: what it signs with, and which certificates of others no longer count. Raises `StoreUnavailable`."""
+    def renew(self, store: Store) -> None:
+        """With each beat, in its thread and on its connections: what it signs with, and which certificates no longer count.
+
+        Raises `StoreUnavailable`.
+        """
         if self.certificate is not None:
-            self.certificate.renew()
+            self.certificate.renew(store)
+        if self.revocations is None:
+            self.revocations = Revocations(store.client)
         self.revocations.refresh()
         keys_of(self.settings).revoked = self.revocations.is_revoked
 

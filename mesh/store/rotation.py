@@ -63,23 +63,25 @@ class Rotation:
         return self._chosen
 
     def _look(self) -> None:
+        client = self._client or self._own()
         try:
-            coordinators, agents = known_kids(self._of(), self._keys)
+            coordinators, agents = known_kids(client, self._keys)
             self._chosen = sign_with(self._kids, [*coordinators, *agents])
         except StoreUnavailable:
             pass  # nobody can be told anything now
         finally:
             self._look_at = time.monotonic() + LOOK_S
+            if client is not self._client:
+                client.close()
 
-    def _of(self) -> Client:
-        if self._client is None:
-            settings = self._settings
-            self._client = Client(
-                settings.redis_url,
-                connect_timeout_ms=settings.redis_connect_timeout_ms,
-                socket_timeout_ms=settings.redis_socket_timeout_ms,
-            )
-        return self._client
+    def _own(self) -> Client:
+        """For one look: the next may come from another thread, which under gevent must not use this one's sockets."""
+        settings = self._settings
+        return Client(
+            settings.redis_url,
+            connect_timeout_ms=settings.redis_connect_timeout_ms,
+            socket_timeout_ms=settings.redis_socket_timeout_ms,
+        )
 
 
 _rotations: dict[tuple[str, str, str | None, str | None], Rotation] = {}

@@ -103,7 +103,7 @@ def test_no_bytes_break_it(place: Place) -> None:
     assert "Traceback" not in process.output(), process.output()[-6000:]
     grown = memory_kb(process) - before
     assert grown < GROWTH_KB, f"{grown} KB more"
-    assert seen.total() >= CONNECTIONS and len(seen) > 5
+    assert seen.total() >= CONNECTIONS and len(seen) > 4
     print(
         f"{seen.total()} answers on {CONNECTIONS} connections, {dict(sorted(seen.items()))}, {grown} KB more than before"
     )
