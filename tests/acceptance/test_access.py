@@ -137,6 +137,7 @@ def refusal(answer: httpx2.Response, status: int) -> str:
     return detail
 
 
+@pytest.mark.ci
 def test_each_route_for_each_role(door: tuple[Place, str]) -> None:
     place, _ = door
     agents = place.mesh.store.agents

@@ -67,6 +67,8 @@ def memory_kb(process: Running) -> int:
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
 
 
+@pytest.mark.ci
+@pytest.mark.fuzz
 @pytest.mark.timeout(120 + REQUESTS)
 def test_no_request_breaks_it(place: Place) -> None:
     process, url = start(place, "c1", MESH_HTTP_RATE_FAILED="0")

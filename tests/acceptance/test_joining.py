@@ -109,6 +109,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.ci
 def test_who_may_not_join_is_told_in_one_sentence(fleet: Mesh) -> None:
     place = fleet.place
     started = {

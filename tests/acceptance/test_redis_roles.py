@@ -113,6 +113,7 @@ def mesh_of_roles(
     guarded.stop()
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_every_role_works_under_its_own_user(
     mesh_of_roles: tuple[Guarded, Place, tuple[str, ...]],

@@ -127,6 +127,7 @@ def test_up_makes_its_own_and_hands_it_over(place: Place) -> None:
     assert up.wait() == 0
 
 
+@pytest.mark.ci
 def test_up_uses_the_secret_that_is_there(place: Place) -> None:
     (place.folder / "secret").write_text(SECRET)
     up = place.start("up", "--agents", "0", MESH_JWT_SECRET=None, MESH_JWT_SECRET_FILE="secret")
@@ -158,7 +159,9 @@ def environment_of(pid: int) -> str:
 # -- keeping it
 
 
-@pytest.mark.parametrize(("pool", "start"), [("prefork", "celery"), ("threads", "deploy")])
+@pytest.mark.parametrize(
+    ("pool", "start"), [("prefork", "celery"), pytest.param("threads", "deploy", marks=pytest.mark.ci)]
+)
 def test_no_task_finds_a_secret_in_any_environment(place: Place, pool: str, start: str) -> None:
     (place.folder / "dumps.py").write_text(DUMP)
     new = secrets.token_hex(32)
@@ -175,6 +178,7 @@ def test_no_task_finds_a_secret_in_any_environment(place: Place, pool: str, star
     assert SECRET not in agent.output()
 
 
+@pytest.mark.ci
 def test_an_agent_that_celery_starts_anew_has_its_secret_again(place: Place) -> None:
     """On SIGHUP: the same process, another program."""
     agent = place.agent("w1", "--pool", "prefork", "--concurrency", "1")

@@ -53,6 +53,8 @@ headers = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.ci
+@pytest.mark.fuzz
 @pytest.mark.timeout(180 + CONNECTIONS // 20)
 def test_no_bytes_break_it(place: Place) -> None:
     process, url = start(place, "c1", MESH_HTTP_RATE_FAILED="0", MESH_HTTP_READ_TIMEOUT_MS="2000")

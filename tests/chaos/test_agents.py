@@ -32,7 +32,9 @@ def children(pid: int) -> list[int]:
     tier="test",
     bound_s=LEASE_S,
 )
-@pytest.mark.parametrize(("pool", "coordinator"), [("prefork", True), ("threads", False)])
+@pytest.mark.parametrize(
+    ("pool", "coordinator"), [("prefork", True), pytest.param("threads", False, marks=pytest.mark.ci)]
+)
 def test_a_whole_agent_is_killed(stage: Stage, recovery: Recovery, pool: str, coordinator: bool) -> None:
     if coordinator:
         stage.start_coordinator()

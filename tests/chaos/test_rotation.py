@@ -42,14 +42,6 @@ def test_the_orders_have_every_pair_both_ways() -> None:
     assert before == set(itertools.permutations(ROLES, 2))
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """All orders in the larger runs, one in the small one."""
-    if "order" in metafunc.fixturenames:
-        few = metafunc.config.getoption("chaos") == "test"
-        orders = ORDERS[1:2] if few else ORDERS
-        metafunc.parametrize("order", orders, ids=["-".join(order) for order in orders])
-
-
 class Load:
     """Submits without end through one `Mesh`, which may be replaced; remembers what was refused. `parents`: every other task."""
 
@@ -168,6 +160,8 @@ def rotation(stage: Stage) -> Iterator[Rotation]:
     made.stop()
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
 @pytest.mark.timeout(400)
 def test_nobody_is_refused_while_the_secret_changes(rotation: Rotation, order: tuple[str, ...]) -> None:
     stage, old, new = rotation.stage, rotation.old, rotation.new

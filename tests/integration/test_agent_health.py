@@ -55,6 +55,7 @@ def test_what_it_answers(port: int) -> None:
         assert answer.endswith(b"}"), "a sentence in JSON"
 
 
+@pytest.mark.ci
 def test_who_sends_nothing_or_too_slowly_does_not_hold_it(port: int) -> None:
     """60 connections: 16 are served at a time, each for 5 s at most, so that others come in again."""
     before = threading.active_count()
