@@ -184,6 +184,7 @@ class Reseal:
         self._here: tuple[str, int] | None = None  # the key and the place in it where the next run goes on
         self._ahead: list[str] = []
         self._seen, self._walked_at = 0, float("-inf")
+        self._cursor, self._bodies_seen, self._bodies_left = "0", 0, 0  # of the walk over chords
         self._kid: str | None = None  # in force when it last looked
         self.left: int | None = None
         """How many were still sealed with another key in the last whole walk; None: there is one secret only, or none yet."""
@@ -204,11 +205,11 @@ class Reseal:
         self._kid = kid
         if self._here is None and not rotating and time.monotonic() - self._walked_at < self.pause_s:
             return Report(counts={"resealed": 0})
-        done = 0
+        done = self._reseal_bodies() if rotating else 0
         for _ in range(_PAGES):
             ids = self._next()
             if ids is None:
-                self.left = self._seen if rotating else None
+                self.left = self._seen + self._bodies_left if rotating else None
                 self._walked_at = time.monotonic()
                 return Report(counts={"resealed": done})
             if passing := resealing.passing(self._store, ids):
@@ -216,6 +217,18 @@ class Reseal:
                 kinds = resealing.sealed_with(self._store, passing)
                 self._seen += kinds.total() - kinds[kid]
         return Report(counts={"resealed": done}, more=True)
+
+    def _reseal_bodies(self) -> int:
+        """The next pages of chords, whose bodies are in no queue yet; how many were sealed anew."""
+        done = 0
+        for _ in range(_PAGES):
+            self._cursor, bodies = self._store.chords.bodies(self._cursor)
+            resealed, left = resealing.reseal_bodies(self._store, bodies)
+            done, self._bodies_seen = done + resealed, self._bodies_seen + left
+            if self._cursor == "0":
+                self._bodies_left, self._bodies_seen = self._bodies_seen, 0
+                break
+        return done
 
     def _next(self) -> list[str] | None:
         """The next page of ids; None at the end of a walk."""

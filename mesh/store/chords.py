@@ -35,7 +35,11 @@ def chord_take(chords_due: Key, prefix: Prefix, group_id: Arg[str]) -> None: ...
 def chord_done(chords_due: Key, prefix: Prefix, group_id: Arg[str], armed: Arg[str]) -> None: ...
 
 
-ALL = (chord_arm, chord_part, chord_take, chord_done)
+@script
+def chord_reseal(prefix: Prefix, group_id: Arg[str], was: Arg[bytes], body: Arg[bytes]) -> None: ...
+
+
+ALL = (chord_arm, chord_part, chord_take, chord_done, chord_reseal)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,21 @@ class Chords:
         return DueChord(
             body=answer[0], armed=answer[1].decode(), documents=[document for _, document in parts]
         )
+
+    def bodies(self, cursor: str) -> tuple[str, dict[str, bytes]]:
+        """A page of all chords that wait: (where the next one begins, "0" at the end; bodies by group). "0" begins.
+
+        It walks over all keys of the server: for what happens rarely.
+        """
+        family = self._keys.of("chord", "")
+        after, found = self._client.execute("SCAN", cursor, "MATCH", f"{family}*", "COUNT", 1000)
+        bodies = self._client.pipeline(*(("HGET", key, "body") for key in found)) if found else []
+        names = (key.decode().removeprefix(family) for key in found)
+        return after.decode(), {name: body for name, body in zip(names, bodies, strict=True) if body}
+
+    def reseal(self, group_id: str, was: bytes, body: bytes) -> bool:
+        """Another body in the place of the one that `was` there; False if it is there no longer."""
+        return bool(self.bound["chord_reseal"](group_id, was, body))
 
     def done(self, group_id: str, armed: str = "") -> bool:
         """Nothing is due any more; False if it was armed anew since `take` said `armed` ('' does not care)."""

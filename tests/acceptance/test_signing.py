@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 
 from mesh.bus import messages
+from mesh.bus.opening import open_body
 from mesh.core import tokens
-from mesh.core.envelopes import AgentSealer, Sealer, TaskKeys, open_sealed
+from mesh.core.envelopes import AgentSealer, Sealer, TaskKeys, kid_of, open_sealed
 from mesh.core.keyring import Keyring
 from mesh.core.states import Reason, State
 from mesh.errors import Refused
 from mesh.services import tasks as task_services
-from mesh.services.resealing import passing, reseal, sealed_with
+from mesh.services.resealing import passing, reseal, reseal_bodies, sealed_with
 from mesh.services.tasks import new_id
 from mesh.store.revocations import Revocations
-from mesh.store.signing import AgentSigner, keys_of, sealer, signer_of
+from mesh.store.signing import AgentSigner, body_sealer, keys_of, sealer, signer_of
 from mesh.store.store import Store
 from tests.chaos.fleet import Fleet
 from tests.conftest import SECRET
@@ -461,6 +462,13 @@ def test_a_rotation_seals_what_waits_anew(redis_url: str, tmp_path: Path) -> Non
     assert held.id in ids and sealed_with(both, ids) == {old_kid: 2, "": 1}
     assert reseal(both, ids) == 2 and reseal(both, ids) == 0
     assert sealed_with(both, ids) == {new_kid: 2, "": 1}
+    body = body_sealer(store)("group", json.dumps({"task": "note", "args": []}).encode())
+    store.chords.arm("group", body=body, size=2)
+    bodies = store.chords.bodies("0")[1]
+    assert bodies == {"group": body} and reseal_bodies(both, bodies) == (1, 0)
+    anew = store.chords.bodies("0")[1]
+    assert kid_of(anew["group"]) == new_kid and open_body(both, "group", anew["group"])
+    assert reseal_bodies(both, anew) == (0, 0) and reseal_bodies(both, bodies) == (0, 1)
     for one in ids[:2]:
         stored = store.tasks.message(one)
         assert stored and open_sealed(keys_of(both.settings), "celery", one, stored, both.now_ms()).message
