@@ -26,8 +26,8 @@ def named(
         {"errbacks": [{"task": "same", "options": {"link_error": ["note"]}}]},
         {"chain": [{"task": "same", "options": {"chord": NOTE}}]},
         {"chord": {"task": "celery.chain", "kwargs": {"tasks": [NOTE]}}},
-        {"chord": {"task": "celery.group", "args": [[NOTE]]}},
-        {"callbacks": [{"task": "celery.map", "args": ["note", [1]]}]},
+        {"chord": {"task": "celery.group", "args": [[NOTE]], "immutable": True}},
+        {"callbacks": [{"task": "celery.map", "args": ["note", [1]], "immutable": True}]},
         {"callbacks": [{"task": "celery.chord", "kwargs": {"header": [{"task": "same"}], "body": NOTE}}]},
         {"callbacks": [{"task": "celery.accumulate", "subtask_type": "chain", "kwargs": {"tasks": [NOTE]}}]},
         {"callbacks": [{"task": "same", "subtask_type": "xmap", "kwargs": {"task": "note", "it": []}}]},
@@ -50,6 +50,68 @@ def test_data_does_not() -> None:
     assert named("celery.chunks", [], {"task": NOTE, "it": [{"task": "x"}], "n": 2}) == {"note"}
     assert named("celery.accumulate", [{"task": "x"}, "y"], {"index": 1}) == set()
     assert named("celery.backend_cleanup") == {"celery.backend_cleanup"}
+
+
+OVER = {"it": [["note", [1]]], "n": 1}
+
+
+@pytest.mark.parametrize("frame", ["celery.map", "celery.starmap", "celery.chunks"])
+@pytest.mark.parametrize(
+    "inner",
+    [
+        "celery.map",
+        {"task": "celery.starmap"},
+        {"task": "same", "subtask_type": "xmap", "kwargs": {"task": "same", "it": []}},
+        {"task": {"task": "celery.map"}},
+        ["celery.map"],
+    ],
+)
+def test_a_frame_over_data_runs_no_frame(frame: str, inner: Any) -> None:
+    for args, kwargs in (([inner, OVER["it"]], {}), ([], {"task": inner, **OVER})):
+        with pytest.raises(ValueError, match="over data"):
+            named(frame, args, kwargs)
+        with pytest.raises(ValueError, match="over data"):
+            named(callbacks=[{"task": frame, "args": args, "kwargs": kwargs, "immutable": True}])
+        with pytest.raises(ValueError, match="over data"):
+            named(callbacks=[{"task": "same", "subtask_type": "xmap", "args": args, "kwargs": kwargs}])
+
+
+FED = [
+    {"task": "celery.map", "args": [[1]]},
+    {"task": "celery.starmap", "args": [], "kwargs": {"it": []}},
+    {"task": "celery.chunks", "args": [[1], 1], "immutable": False},
+    {"task": "celery.group", "args": [[], "x", []]},
+    {"task": "celery.chord", "args": [NOTE], "kwargs": {"body": NOTE}},
+    {"task": "celery.chord_unlock", "args": []},
+    {"task": "celery.chain", "args": []},
+    "celery.map",
+]
+
+
+@pytest.mark.parametrize("fed", FED)
+def test_no_result_says_what_a_frame_runs(fed: Any) -> None:
+    for embed in (
+        {"callbacks": [fed]},
+        {"errbacks": [fed]},
+        {"chain": [NOTE, fed]},
+        {"chord": fed},
+        {"callbacks": [{"task": "same", "options": {"link": [fed]}}]},
+        {"callbacks": [{"task": "celery.group", "kwargs": {"tasks": [fed]}}]},
+        {"callbacks": [{"task": "celery.chord", "kwargs": {"header": [NOTE], "body": fed}}]},
+    ):
+        with pytest.raises(ValueError, match="a result would say"):
+            named(**embed)
+    with pytest.raises(ValueError, match="a result would say"):
+        named("celery.group", [], {"tasks": [fed], "partial_args": ["note", [1]]})
+
+
+def test_nor_do_keywords_or_headers() -> None:
+    frame = {"task": "celery.map", "kwargs": {"task": "same", "it": [1]}}
+    for more in ({"task": "note"}, {"kwargs": {"tasks": []}}):
+        with pytest.raises(ValueError, match="keywords of a chord"):
+            named("celery.chord", [], {"header": [frame], "body": NOTE, "kwargs": more})
+    with pytest.raises(ValueError, match="headers"):
+        named(callbacks=[{"task": "same", "args": ["note", [1]], "options": {"headers": {"task": "celery.map"}}}])
 
 
 def test_one_without_end_is_refused() -> None:
