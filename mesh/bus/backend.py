@@ -31,7 +31,7 @@ from mesh.bus.messages import ATTEMPT_HEADER, part_index
 from mesh.bus.opening import open_body, open_stored
 from mesh.bus.publishing import TooLate, current_attempt, parent_run
 from mesh.bus.results import ResultConsumer
-from mesh.core.envelopes import Rejected
+from mesh.core.envelopes import Rejected, peel
 from mesh.core.states import RECORDED, Reason, State, celery_status
 from mesh.errors import StoreUnavailable
 from mesh.store.connections import HEALTH_CHECK_S, stand_in
@@ -365,7 +365,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
         try:
             opened = open_body(self.store, group_id, due.body)
         except Rejected as refused:
-            logger.error("chord %s: its body is refused: %s", group_id, refused.detail)
+            self._refuse_body(group_id, due.body, refused)
             self.store.chords.done(group_id, due.armed)
             return True
         body = maybe_signature(json_loads(opened.decode()), app=self.app)
@@ -385,6 +385,21 @@ class Backend(RedisBackend):  # type: ignore[misc]
                     self.chord_error_from_stack(body, ChordError(f"Callback error: {error!r}"))
         self.store.chords.done(group_id, due.armed)
         return True
+
+    def _refuse_body(self, group_id: str, sealed: bytes, refused: Rejected) -> None:
+        """Counted like a task that is refused; who waits for the body hears of it."""
+        logger.error("chord %s: its body is refused: %s", group_id, refused.detail)
+        try:  # read without believing it: this grants nothing
+            body_id = str(json_loads(peel(sealed))["options"]["task_id"])
+        except (ValueError, TypeError, LookupError, RecursionError):
+            body_id = ""
+        if runtime.holdings is not None:
+            runtime.holdings.refusals.note(body_id or group_id, refused)
+        if body_id:
+            document = messages.failure(body_id, f"the body of its chord is refused: {refused.detail}")
+            _, due = self._patiently(lambda: self.store.tasks.conclude(body_id, State.FAILED, document))
+            if due:
+                self.complete_chord(due)
 
     def _chord_results(self, group_id: str, documents: list[bytes]) -> list[Any]:
         results = []

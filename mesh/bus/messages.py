@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 from kombu import serialization
-from kombu.compression import decompress
 from kombu.serialization import prepare_accept_content
 from kombu.transport import base, virtual
 from kombu.utils.json import dumps as json_dumps
@@ -63,7 +62,10 @@ _OWN_PROPERTIES = frozenset(
 )
 _encode = msgspec.msgpack.Encoder().encode
 _from_json = msgspec.json.Decoder().decode
-_decode = msgspec.msgpack.Decoder(list[Any]).decode
+_Words = tuple[
+    str, bytes, str | int | None, str | None, dict[str, Any] | str | None, dict[str, Any] | str | None
+]
+_decode = msgspec.msgpack.Decoder(_Words).decode
 _MISSING = object()
 _ARGUMENTS_ONLY = (
     0  # in place of the content type: the body is the positional arguments alone, the rest is `_REST`
@@ -82,7 +84,8 @@ def encode(
 ) -> bytes:
     """The stored form; None stands for what the template says."""
     kind: str | int | None = content_type
-    if content_type is None and body.endswith(_REST):
+    plain = content_type is None and content_encoding is None and not (headers or {}).get("compression")
+    if plain and body.endswith(_REST):
         body, kind = body[1 : -len(_REST)], _ARGUMENTS_ONLY
     return _pack(task_type, body, kind, content_encoding, headers, properties)
 
@@ -133,12 +136,85 @@ def compact(task_id: str, payload: dict[str, Any]) -> bytes:
     )
 
 
+class Unpacked(NamedTuple):
+    """A stored message whose parts are of the right kinds."""
+
+    type: str
+    body: bytes
+    content_type: str | int | None
+    content_encoding: str | None
+    headers: dict[str, Any] | None
+    properties: dict[str, Any] | None
+
+
+def unpack(message: bytes) -> Unpacked:
+    """The parts of the stored form: the one reader of it. Raises `ValueError` for what is none."""
+    try:
+        task_type, body, kind, encoding, headers, properties = _decode(message)
+        if isinstance(headers, str):
+            headers = json_loads(headers)
+        if isinstance(properties, str):
+            properties = json_loads(properties)
+    except Exception as error:  # whatever an attacker can think of
+        raise ValueError(f"it is not a stored message: {type(error).__name__}") from error
+    if headers or properties or type(kind) is int or encoding:
+        for part in (headers, properties):
+            if part is not None and type(part) is not dict:
+                raise ValueError("its headers are not an object")
+        if headers and not _in_order(headers):
+            raise ValueError("its headers are not those of a task")
+        if type(kind) is int and (
+            kind != _ARGUMENTS_ONLY or encoding is not None or (headers and "compression" in headers)
+        ):
+            raise ValueError("bare arguments are neither encoded nor compressed")
+    return Unpacked(task_type, body, kind, encoding, headers, properties)  # type: ignore[arg-type]
+
+
+def _in_order(headers: dict[str, Any]) -> bool:
+    """Whether what Celery counts with is a number where it is there."""
+    limits = headers.get("timelimit", (None, None))
+    return (
+        isinstance(headers.get("retries", 0), (int, type(None)))
+        and isinstance(limits, (list, tuple))
+        and len(limits) == 2
+        and all(isinstance(limit, (int, float, type(None))) for limit in limits)
+    )
+
+
+def _read(body: bytes) -> Any:
+    """Arguments, keywords and what is embedded, of a body of plain JSON. Raises `ValueError`."""
+    try:
+        try:
+            read = _from_json(body)
+        except msgspec.DecodeError:
+            read = json_loads(body)  # NaN and the like, as Celery reads them
+        args, kwargs, embed = read
+    except Exception as error:
+        raise ValueError(f"its body cannot be read: {type(error).__name__}") from error
+    if type(args) is list and type(kwargs) is dict and (embed is None or type(embed) is dict):
+        return read
+    raise ValueError("its body is not that of a task")
+
+
+def readable(message: bytes) -> tuple[Unpacked, bytes, Any]:
+    """(the parts, the whole body, what is in it or None) of a stored message; raises `ValueError` for one that cannot be read.
+
+    Plain JSON is read once, here; Kombu's reader is for what only Kombu's JSON can say, and reads later.
+    """
+    words = unpack(message)
+    body, kind = words.body, words.content_type
+    if kind == _ARGUMENTS_ONLY:
+        body, kind = b"[%b%b" % (body, _REST), None
+    plain = kind is None and words.content_encoding is None and b'"__type__"' not in body
+    if not plain or (words.headers and "compression" in words.headers):
+        return words, body, None
+    return words, body, _read(body)
+
+
 def anew(message: bytes) -> bytes:
     """The stored form of the same task before its first attempt: retries and due times forgotten."""
-    words = _decode(message)
-    headers, properties = words[4], words[5]
-    if isinstance(headers, str):
-        headers, properties = json_loads(headers), json_loads(properties)
+    words = unpack(message)
+    headers, properties = words.headers, words.properties
     headers = {
         name: value for name, value in (headers or {}).items() if name not in ("retries", "eta", "expires")
     }
@@ -147,10 +223,8 @@ def anew(message: bytes) -> bytes:
 
 def next_try(message: bytes) -> bytes:
     """The stored form of the same task with one more retry behind it, for an attempt that cannot say so itself."""
-    words = _decode(message)
-    headers, properties = words[4], words[5]
-    if isinstance(headers, str):
-        headers, properties = json_loads(headers), json_loads(properties)
+    words = unpack(message)
+    headers, properties = words.headers, words.properties
     headers = {**(headers or {}), "retries": int((headers or {}).get("retries") or 0) + 1}
     return _pack(words[0], words[1], words[2], words[3], headers, properties)
 
@@ -171,8 +245,8 @@ class ChainMember(NamedTuple):
 def chain_of(message: bytes) -> list[ChainMember]:
     """What was to follow a stored task when it succeeds."""
     try:
-        words = _decode(message)
-        if words[2] == _ARGUMENTS_ONLY:
+        words = unpack(message)
+        if words.content_type == _ARGUMENTS_ONLY:
             return []
         embedded = json_loads(words[1])[2]
         chain = [(element["options"], element["options"]["task_id"]) for element in embedded["chain"] or []]
@@ -180,6 +254,7 @@ def chain_of(message: bytes) -> list[ChainMember]:
         ValueError,
         TypeError,
         LookupError,
+        RecursionError,
     ):  # nothing that Celery wrote as JSON, or a signature without an id
         return []
     return [
@@ -202,9 +277,7 @@ def request_of(task_id: str, queue: str, message: bytes, accept: Iterable[str]) 
 
     `accept`: content types that may be read.
     """
-    _, body, content_type, content_encoding, headers, _ = _decode(message)
-    if isinstance(headers, str):
-        headers = json_loads(headers)
+    _, body, content_type, content_encoding, headers, _ = unpack(message)
     request = {"root_id": task_id, **(headers or {}), "id": task_id, "delivery_info": {"routing_key": queue}}
     if content_type == _ARGUMENTS_ONLY:
         return request
@@ -217,20 +290,21 @@ def request_of(task_id: str, queue: str, message: bytes, accept: Iterable[str]) 
 def types_in(message: bytes) -> Iterator[str]:
     """Every task type that a stored message names, see `mesh.core.canvas`. Raises `ValueError` for one that cannot be told."""
     try:
-        task_type, body, content_type, content_encoding, headers, _ = _decode(message)
-        if isinstance(headers, str):
-            headers = json_loads(headers)
+        task_type, body, content_type, content_encoding, headers, _ = unpack(message)
         headers = headers or {}
+        if "compression" in headers:
+            raise ValueError("its content is compressed")  # a few bytes could become any number
         if content_type == _ARGUMENTS_ONLY:
-            args: Any = _from_json(body) if task_type.startswith("celery.") else []
+            args: Any = json_loads(body) if task_type.startswith("celery.") else []
+            if not isinstance(args, list):
+                raise ValueError("its arguments are no list")
             yield from named_types(task_type, args, {}, {}, headers)
             return
         if content_type not in (None, JSON) or {"id", "task"} & headers.keys():
             raise ValueError("its content is not JSON")
-        if headers.get("compression"):
-            body = decompress(body, headers["compression"])
         read = serialization.loads(body, JSON, content_encoding or UTF8, accept={JSON})
         args, kwargs, embed = read if isinstance(read, list) else (None, None, None)
+        embed = {} if embed is None else embed
         if not (isinstance(args, list) and isinstance(kwargs, dict) and isinstance(embed, dict)):
             raise ValueError("its body is not that of a task")
         yield from named_types(task_type, args, kwargs, embed, headers)
@@ -241,14 +315,14 @@ def types_in(message: bytes) -> Iterator[str]:
 
 
 class Delivery:
-    """One leased task on its way from the channel to the worker."""
+    """One leased task on its way from the channel to the worker. Raises `ValueError` for a message that cannot be read."""
 
-    __slots__ = ("holding", "message", "redelivered")
+    __slots__ = ("body", "holding", "read", "redelivered", "words")
 
     def __init__(self, holding: Any, message: bytes, redelivered: bool) -> None:
         self.holding = holding
-        self.message = message
         self.redelivered = redelivered
+        self.words, self.body, self.read = readable(message)
 
 
 @functools.cache
@@ -271,9 +345,7 @@ class Message(virtual.Message):  # type: ignore[misc]
         holding = payload.holding
         self._raw = None
         self.holding = holding
-        task_type, body, content_type, content_encoding, changed, more = _decode(payload.message)
-        if isinstance(changed, str):
-            changed, more = json_loads(changed), json_loads(more)
+        task_type, body, content_type, content_encoding, changed, more = payload.words
         task_id = holding.id
         headers = {
             **_HEADERS,
@@ -284,7 +356,7 @@ class Message(virtual.Message):  # type: ignore[misc]
         own: dict[str, Any] = {}
         if content_type == _ARGUMENTS_ONLY:
             headers["argsrepr"] = body[:1024].decode(UTF8, "replace")
-            body, content_type = b"[%b%b" % (body, _REST), None
+            body, content_type = payload.body, None
         if changed:
             headers.update(changed)
             own = {name: value for name, value in changed.items() if name not in _known()}
@@ -314,9 +386,7 @@ class Message(virtual.Message):  # type: ignore[misc]
             delivery_info=delivery_info,
             **kwargs,
         )
-        if content_type is None and content_encoding is None and b'"__type__"' not in body:
-            # Plain JSON is read once, here; Kombu's reader is for what only Kombu's JSON can say.
-            self._decoded_cache = _from_json(self.body)
+        self._decoded_cache = payload.read
 
     @property
     def plain(self) -> bool:

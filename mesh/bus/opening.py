@@ -55,7 +55,12 @@ def _authorise(claims: Claims, names: Iterator[str]) -> None:
 
 def open_stored(store: Store, queue: str, task_id: str, sealed: bytes) -> bytes:
     """A stored message that somebody is about to sign anew, however old it is. Raises `Rejected`, `Invalid`."""
-    return open_task(keys_of(store.settings), queue, task_id, sealed, None).message
+    message = open_task(keys_of(store.settings), queue, task_id, sealed, None).message
+    try:
+        messages.readable(message)
+    except ValueError as error:
+        raise Rejected(Reason.UNREADABLE, f"its message cannot be read: {error}") from None
+    return message
 
 
 def open_body(store: Store, group_id: str, sealed: bytes) -> bytes:

@@ -392,24 +392,22 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         room = max(1, holdings.room())
         deliveries = self._opened(found, holdings, self._task_queues)
         if self._refused_all and len(deliveries) > room:  # more was fetched than there is room for
-            holdings.release([holding for holding, *_ in deliveries[room:]])
+            holdings.release([one.holding for one in deliveries[room:]])
         self._refused_all = not deliveries
-        for holding, message, redelivered in deliveries:
-            if holding.dropped:
+        for delivery in deliveries:
+            if delivery.holding.dropped:
                 continue
             if (
                 worker_state.should_stop is not None
                 or worker_state.should_terminate is not None
                 or holdings.closed
             ):
-                holdings.release([one for one, *_ in deliveries if one.started_at is None])
+                holdings.release([one.holding for one in deliveries if one.holding.started_at is None])
                 return
-            self.connection._deliver(Delivery(holding, message, redelivered), holding.queue)
+            self.connection._deliver(delivery, delivery.holding.queue)
 
-    def _opened(
-        self, found: Fetch, holdings: Holdings, queues: list[str]
-    ) -> list[tuple[Holding, bytes, bool]]:
-        """The attempts that may be run: each held, its message, whether it was delivered before. The others are refused."""
+    def _opened(self, found: Fetch, holdings: Holdings, queues: list[str]) -> list[Delivery]:
+        """The attempts that may be run, each held. The others are refused."""
         keys, opened = keys_of(self.store.settings), []
         held = [  # all before any is refused: who is refused makes room
             holdings.add(task.id, task.fence, task.run, task.queue, task.priority) for task in found.tasks
@@ -421,12 +419,17 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
                 message, holding.proof, *_ = open_task(keys, task.queue, task.id, task.message, found.now_ms)
                 if holding.proof in holdings.seen:
                     raise Rejected(Reason.REPLAYED, "this very message has been run to its end before")
+                delivery = Delivery(holding, message, task.redelivered)
             except Rejected as refused:
+                holdings.refuse(holding, refused)
+                continue
+            except (ValueError, TypeError, RecursionError) as error:  # of who may sign, but no task's message
+                refused = Rejected(Reason.UNREADABLE, f"its message cannot be read: {error}")
                 holdings.refuse(holding, refused)
                 continue
             if task.watched and not holdings.isolated:
                 holdings.alone_until = monotonic() + holdings.store.settings.lease_ms / 1000
-            opened.append((holding, message, task.redelivered))
+            opened.append(delivery)
         return opened
 
     def _offers(self, queue: str) -> bool:
@@ -449,8 +452,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             found = self.store.tasks.fetched(bound(*words))
             if not found.tasks:
                 raise Empty
-            for holding, message, redelivered in self._opened(found, holdings, [queue]):
-                return Delivery(holding, message, redelivered)
+            for delivery in self._opened(found, holdings, [queue]):
+                return delivery
 
     def close(self) -> None:
         """Close; a fetch under way is read first, and what it brought is given back."""

@@ -71,6 +71,7 @@ class Reason(StrEnum):
     CERTIFICATE = "refused: certificate"  # signed by an agent whose certificate is forged, expired or revoked
     NOT_PERMITTED = "refused: not permitted"  # names a task type that its signer may not submit
     SIGNATURE_EXPIRED = "refused: expired"  # its signature's time is over: MESH_TASK_VALIDITY_S
+    UNREADABLE = "refused: unreadable"  # signed as it should be, but no task's message
     REPLAYED = "refused: replayed"  # this very message has been run to its end before
 
 

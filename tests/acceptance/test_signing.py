@@ -309,6 +309,48 @@ ATTACKS: dict[str, tuple[Callable[[Attack, str], Made], str]] = {
         by_agent(lambda a, line: call("same", [], errbacks=[signature(a, line)])),
         Reason.NOT_PERMITTED,
     ),
+    "in a frame in a frame": (
+        by_agent(lambda a, line: call("celery.starmap", ["celery.starmap", [["note", [a.note(line)]]]])),
+        Reason.NOT_PERMITTED,
+    ),
+    "in a frame that is fed by a result": (
+        by_agent(
+            lambda a, line: call(
+                "same",
+                ["note"],
+                callbacks=[{"task": "celery.starmap", "args": [[a.note(line)]], "kwargs": {}}],
+            )
+        ),
+        Reason.NOT_PERMITTED,
+    ),
+    "not JSON, by an agent": (
+        by_agent(lambda a, line: messages.of_arguments("same", b"\xff{")),
+        Reason.UNREADABLE,
+    ),
+    "too deep, by an agent": (
+        by_agent(lambda a, line: messages.of_arguments("same", b"[" * 100_000 + b"]" * 100_000)),
+        Reason.UNREADABLE,
+    ),
+    "properties that are a list": (
+        by_agent(lambda a, line: messages._encode(["same", b"[]", 0, None, None, [1]])),
+        Reason.NOT_PERMITTED,
+    ),
+    "a type that is a list": (
+        lambda a, line: (
+            (i := new_id()),
+            a.sealed(i, messages._encode([["x"], b"[]", 0, None, None, None])),
+            "celery",
+        ),
+        Reason.UNREADABLE,
+    ),
+    "arguments that are a word": (
+        by_agent(lambda a, line: messages.of_arguments("same", b'"args"')),
+        Reason.UNREADABLE,
+    ),
+    "compressed by an agent": (
+        by_agent(lambda a, line: call("same", [1], headers={"compression": "gzip"}), submit=("*",)),
+        Reason.NOT_PERMITTED,
+    ),
     "in a chain": (
         by_agent(lambda a, line: call("same", [1], chain=[signature(a, line)])),
         Reason.NOT_PERMITTED,
@@ -413,7 +455,8 @@ def test_a_chord_that_waits_for_it_fails_as_for_a_dead_letter(attack: Attack) ->
     wait_until(
         lambda: store.client.execute("EXISTS", store.keys.of("chord", group)) == 0, 20, "the chord to be over"
     )
-    assert store.tasks.record(body_id) is None and attack.lines() == []
+    record = store.tasks.record(body_id)  # who waits for the body hears of it
+    assert record is not None and record.state is State.FAILED and attack.lines() == []
 
 
 def test_ten_thousand_of_them_do_not_hold_up_what_is_in_order(attack: Attack, fleet: Fleet) -> None:

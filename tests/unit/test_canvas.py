@@ -111,7 +111,11 @@ def test_nor_do_keywords_or_headers() -> None:
         with pytest.raises(ValueError, match="keywords of a chord"):
             named("celery.chord", [], {"header": [frame], "body": NOTE, "kwargs": more})
     with pytest.raises(ValueError, match="headers"):
-        named(callbacks=[{"task": "same", "args": ["note", [1]], "options": {"headers": {"task": "celery.map"}}}])
+        named(
+            callbacks=[
+                {"task": "same", "args": ["note", [1]], "options": {"headers": {"task": "celery.map"}}}
+            ]
+        )
 
 
 def test_one_without_end_is_refused() -> None:
