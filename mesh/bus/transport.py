@@ -424,8 +424,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
                 holdings.refuse(holding, refused)
                 continue
             except (ValueError, TypeError, RecursionError) as error:  # of who may sign, but no task's message
-                refused = Rejected(Reason.UNREADABLE, f"its message cannot be read: {error}")
-                holdings.refuse(holding, refused)
+                holdings.refuse(holding, Rejected(Reason.UNREADABLE, f"its message cannot be read: {error}"))
                 continue
             if task.watched and not holdings.isolated:
                 holdings.alone_until = monotonic() + holdings.store.settings.lease_ms / 1000

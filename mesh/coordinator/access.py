@@ -80,6 +80,13 @@ class Call:
             self.note(about or name, allowed=False, why=decision.why)
             raise Refused(f"{self.subject} may not: {decision.why}.")
 
+    def need_somewhere(self, action: str, name: str, *, about: str = "") -> None:
+        """Raise `Refused` unless the caller may in one namespace of his token at least."""
+        found = [self.decide(action, name, namespace=one) for one in self.identity.claims.namespaces]
+        if not any(one.allowed for one in found):
+            self.note(about or name, allowed=False, why=found[0].why)
+            raise Refused(f"{self.subject} may not: {found[0].why}.")
+
     def need_submit(self, task_type: str, *payloads: Any) -> None:
         """Raise `Refused` unless the caller may submit such tasks, and all that they are told to run; `Invalid` if that cannot be
         told."""
@@ -96,12 +103,22 @@ class Call:
         except ValueError as error:
             raise Invalid(f"What {task_type} is to run cannot be told: {error}.") from None
 
-    def need_tasks(self, action: str, task_ids: Sequence[str]) -> None:
-        """Raise `Refused` unless the caller may do that with each of these tasks; those that are not there count as his."""
-        if not self.may(action):
-            owners = task_services.owners(self.store, task_ids)
-            for task_id, owner in owners.items():
-                self.need(action, owner=owner, about=f"task {task_id}")
+    def need_tasks(self, action: str, task_ids: Sequence[str]) -> Sequence[str]:
+        """Those of these tasks with which the caller may do that: what is not there now is not his when it comes a moment later.
+
+        Raises `Refused` for one that is there and with which he may not.
+        """
+        if self.may(action):
+            return task_ids
+        owners = task_services.owners(self.store, task_ids)
+        for task_id, owner in owners.items():
+            self.need(action, owner=owner, about=f"task {task_id}")
+        return list(owners)
+
+    def need_task(self, action: str, task_id: str) -> None:
+        """The same for one task. Raises `NotFound`, `Refused`."""
+        if not self.need_tasks(action, [task_id]):
+            raise task_services.missing(self.store, task_id)
 
     def at(self, namespace: str) -> Call:
         """The same caller in another namespace, for a route of the whole mesh. Raises `NotFound`, also if he may not see it."""

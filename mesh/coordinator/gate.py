@@ -16,7 +16,7 @@ __all__ = ["Gate", "Identity"]
 
 _MOST_KNOWN = 10_000
 _MOST_GRANTED = 1_000
-_BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([^ ]+)")
+_BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] ([^ ]+)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -19,7 +19,7 @@ MAX_BATCH = 10_000
 MAX_WAIT_IDS = 1_000
 MAX_WAIT_S = 300.0
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", examples=["data-processing"])]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$(?!\n)", examples=["data-processing"])]
 TaskId = Annotated[str, Meta(min_length=1, max_length=200, examples=["invoice-77"])]
 Seconds = Annotated[float, Meta(ge=0, lt=10**9)]
 Time = Annotated[str, Meta(description="UTC, ISO 8601", examples=["2026-01-31T12:00:00.000+00:00"])]

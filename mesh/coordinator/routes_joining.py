@@ -85,6 +85,8 @@ def heartbeat(
         renew=body.renew,
     )
     answer = joining.refresh(call.front.issuer, call.store, agent_id, call.identity.claims, beat)
+    if answer["granted"] is not None:
+        call.note(f"agent {agent_id}", why=f"reach {answer['granted']['redis']['reach']}")
     return Json(answer)
 
 

@@ -201,7 +201,9 @@ async def restore(
 ) -> Response:
     """The registry, offline, from its backup; no lease or attempt of before counts any more, and what had not ended is failed or
     queued again. `dry_run=true` only tells. If it breaks off, call it again: it goes on."""
-    body = decode(_restoration, await read(request, front.batch_limit))
+    call.need_somewhere("administer", "restore")  # before it sends that much
+    raw = await read(request, front.batch_limit)
+    body = await run_in_threadpool(decode, _restoration, raw)
     there = call.at(body.namespace)
     there.need("administer", "restore", about=f"namespace {body.namespace}")
     report = await run_in_threadpool(_restore, there.store, body, dry_run)

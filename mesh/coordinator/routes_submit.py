@@ -80,6 +80,7 @@ class _RawBatch(msgspec.Struct, forbid_unknown_fields=True):
 
 _which = msgspec.json.Decoder(_Which)
 _raw_batch = msgspec.json.Decoder(_RawBatch)
+_READS = asyncio.Semaphore(16)  # and read by so many
 _TURNS = asyncio.Semaphore(2)  # big bodies are decoded by two at once at most: memory
 
 
@@ -100,9 +101,10 @@ _TURNS = asyncio.Semaphore(2)  # big bodies are decoded by two at once at most: 
 )
 async def batch(request: Request, call: Annotated[Call, Needs(SUBMIT)], front: FrontOf) -> Response:
     """Up to 10,000 tasks: `tasks`, with an answer for each, or `type` and `payloads`, with an id for each."""
-    raw = await read(request, front.batch_limit)
-    async with _TURNS:
-        return Json(await run_in_threadpool(_publish, call, raw))
+    async with _READS:
+        raw = await read(request, front.batch_limit)
+        async with _TURNS:
+            return Json(await run_in_threadpool(_publish, call, raw))
 
 
 def _publish(call: Call, raw: bytes) -> dict[str, Any]:

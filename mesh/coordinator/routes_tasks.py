@@ -17,7 +17,7 @@ from mesh.coordinator.access import Call, Needs, Reads, Right
 from mesh.coordinator.answers import Json
 from mesh.coordinator.requests import FrontOf, posted
 from mesh.core.states import HELD, State
-from mesh.errors import Invalid, MeshError, NotFound
+from mesh.errors import Invalid, MeshError
 from mesh.services import dead_letters, listing, views
 from mesh.services import tasks as task_services
 from mesh.store.store import Store
@@ -81,10 +81,13 @@ async def wait(
 ) -> Response:
     """Answers as soon as one at least has ended, with all that have; with none of them after `wait_s`."""
     ids = list(dict.fromkeys(body.ids))
-    await run_in_threadpool(call.need_tasks, "read", ids)
-    ended, _ = await front.waiting.ended(call.store, ids, body.wait_s, request, call.valid)
+    there = await run_in_threadpool(call.need_tasks, "read", ids)
+    unknown = [{"id": one, "state": None} for one in ids if one not in set(there)]
+    ended, _ = await front.waiting.ended(
+        call.store, there, 0 if unknown else body.wait_s, request, call.valid
+    )
     call.check()
-    return Json({"ended": list(ended.values())})
+    return Json({"ended": [*ended.values(), *unknown]})
 
 
 @router.get(
@@ -95,7 +98,7 @@ async def wait(
 )
 def attempts(call: Reads, task_id: TaskId) -> Response:
     """What the record holds of its attempts."""
-    call.need_tasks("read", [task_id])
+    call.need_task("read", task_id)
     return Json(views.attempts(task_services.get(call.store, task_id)))
 
 
@@ -118,13 +121,13 @@ async def result(
     ] = 0,
 ) -> Response:
     """200 once it has ended, well or not; 202 if it has not within `wait_s` seconds."""
-    await run_in_threadpool(call.need_tasks, "read", [task_id])
+    await run_in_threadpool(call.need_task, "read", task_id)
     ended, under_way = await front.waiting.ended(call.store, [task_id], wait_s, request, call.valid)
     call.check()
     if task_id not in ended:
         return Json({"id": task_id, "state": under_way[task_id]}, 202)
     if ended[task_id]["state"] is None:
-        raise NotFound(f"There is no task {task_id!r} in namespace {call.store.settings.namespace!r}.")
+        raise task_services.missing(call.store, task_id)
     return Json(ended[task_id])
 
 
@@ -136,7 +139,7 @@ async def result(
 )
 def why(call: Reads, task_id: TaskId) -> Response:
     """Its place in the queue, who could take it, and why the others would not."""
-    call.need_tasks("read", [task_id])
+    call.need_task("read", task_id)
     return Json(listing.why(call.store, task_id))
 
 
@@ -149,7 +152,7 @@ def why(call: Reads, task_id: TaskId) -> Response:
 def get(call: Reads, task_id: TaskId) -> Response:
     """All that is recorded of it, and its progress while it runs."""
     store = call.store
-    call.need_tasks("read", [task_id])
+    call.need_task("read", task_id)
     record = task_services.get(store, task_id)
     told = store.tasks.outcome(task_id)[2] if record.state in HELD else None
     return Json({**views.task(record), "progress": views.progress(told)})
@@ -173,7 +176,7 @@ def cancel(
 ) -> Response:
     """Wherever it is; one that has ended stays as it is."""
     store = call.store
-    call.need_tasks("cancel", [task_id])
+    call.need_task("cancel", task_id)
     done = task_services.cancel(store, task_id, body.reason)
     call.note(f"task {task_id}", why="" if done else "it had ended")
     return Json({"id": task_id, "state": str(task_services.get(store, task_id).state), "cancelled": done})
@@ -192,9 +195,9 @@ def retry(
     """A new run of a task that has ended otherwise than well, under the same id. Of another's task, this is to replay it."""
     store = call.store
     record = task_services.get(store, task_id)
-    call.need("submit", record.type, about=f"task {task_id}")
     if record.other.get("by") != call.subject:
         call.need(Letters.action, Letters.what, about=f"task {task_id}")
+    call.need("submit", record.type, about=f"task {task_id}")
     task_services.retry(store, task_id)
     call.note(f"task {task_id}")
     return Json({"id": task_id, "state": str(task_services.get(store, task_id).state)}, 202)

@@ -214,7 +214,8 @@ def look(store: Store, task_ids: Sequence[str]) -> tuple[dict[str, dict[str, Any
 class _Waiter:
     """One waiting call; `told` comes from the listening thread."""
 
-    def __init__(self, prefix: str, until: float, valid: Valid) -> None:
+    def __init__(self, prefix: str, asked: Sequence[str], until: float, valid: Valid) -> None:
+        self._asked = frozenset(asked)
         self.until = until
         self.valid = valid
         self._loop = asyncio.get_running_loop()
@@ -235,6 +236,8 @@ class _Waiter:
 
     def _told(self, channel: str, document: bytes | None) -> None:
         task_id = channel[self._skip :]
+        if task_id not in self._asked:
+            return  # an id with a * in it is a pattern to Redis
         if document is None:
             self.to_look[task_id] = None
         else:
@@ -291,7 +294,7 @@ class Waiting:
             raise busy("waiting calls")
         prefix = store.keys.of("result", "")
         channels = [prefix + one for one in task_ids]
-        waiter = _Waiter(prefix, time.monotonic() + min(wait_s, self._longest_s), valid)
+        waiter = _Waiter(prefix, task_ids, time.monotonic() + min(wait_s, self._longest_s), valid)
         self._waiters.add(waiter)
         self._ids += len(task_ids)
         gone = asyncio.create_task(_until_gone(request, waiter))

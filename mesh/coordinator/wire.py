@@ -236,7 +236,7 @@ class Wire(HttpToolsProtocol):
         scope["path"] = unquote(path) if "%" in path else path
         scope["raw_path"] = url.path
         scope["query_string"] = url.query or b""
-        app = self._admitted(names, path)
+        app = self._admitted(names, scope["path"])
         former = self.cycle
         cycle = self.cycle = _Cycle(
             scope=scope,

@@ -76,7 +76,7 @@ RIGHTS: Mapping[str, Rights] = MappingProxyType(
                 ("revoked", "zrange"),
                 ("not-before", "hgetall"),
             ),
-            why="agents: their namespace; what was revoked; the audit only at its end",
+            why="agents: their namespace; what was revoked; they add to the audit (and XADD can cut it off: the log has it too)",
         ),
         "producer": Rights(
             commands=(_CONNECT, _READ, _PUBLISH, _SCRIPTS, _LISTEN, _REPLIES),

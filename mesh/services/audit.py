@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from mesh.core.sources import limited_as
 from mesh.errors import Invalid, MeshError
 from mesh.services import views
 from mesh.store import audit as log
@@ -67,7 +68,9 @@ def _view(entry: Entry, at: str | None) -> dict[str, Any]:
         **{name: entry.get(name, "") for name in ("namespace", "subject", "source", "action", "object")},
         "allowed": entry.get("allowed") == "1",
         "why": entry.get("why", ""),
-        "many": int(entry.get("many") or 1),
+        "many": int(many)
+        if (many := entry.get("many", "")).isascii() and many.isdigit() and len(many) < 16
+        else 1,
     }
 
 
@@ -156,6 +159,7 @@ class Audit:
             self._thread.start()
 
     def _is_too_much(self, source: str, entry: Entry, now: float) -> bool:
+        source = limited_as(source)  # whoever has one address of IPv6 has very many
         if source not in self._sources and len(self._sources) >= _MOST_SOURCES:
             source = ""
         window = self._sources.setdefault(source, [now, 0, None, 0])

@@ -18,6 +18,7 @@ import msgspec
 
 from mesh.core import tokens
 from mesh.core.envelopes import TaskKeys
+from mesh.core.names import check_name
 from mesh.core.setting_rows import split_hosts
 from mesh.core.tokens import Claims
 from mesh.errors import Conflict
@@ -57,6 +58,7 @@ def join(
     issuer: Issuer, store: Store, agent: str, claims: Claims, capabilities: Iterable[str], public_key: bytes
 ) -> dict[str, Any]:
     """All that an agent needs to work. Raises `Conflict` while another agent of this id lives, `StoreUnavailable`."""
+    check_name("agent id", agent)
     namespace = store.keys.namespace
     now_ms = store.agents.now_ms()
     before = issuer.users.get(namespace, agent)
@@ -109,6 +111,7 @@ def refresh(issuer: Issuer, store: Store, agent: str, claims: Claims, beat: Beat
 
     Its Redis user is made anew if Redis has forgotten it. Raises `Conflict` if another agent has joined as this one since.
     """
+    check_name("agent id", agent)
     namespace, now_ms = store.keys.namespace, store.agents.now_ms()
     known = issuer.users.get(namespace, agent)
     if known is not None and known.life != beat.life:

@@ -332,11 +332,16 @@ def _check(word: str, task_id: str, shape: _Shape) -> None:
         raise Unsatisfiable(f"Requirement {shape.queue!r} cannot be registered: 10,000 others are in use.")
 
 
+def missing(store: Store, task_id: str) -> NotFound:
+    """The error of a task that is not there."""
+    return NotFound(f"There is no task {task_id!r} in namespace {store.settings.namespace!r}.")
+
+
 def get(store: Store, task_id: str) -> Record:
     """The record of a task. Raises `NotFound`."""
     record = store.tasks.record(task_id)
     if record is None:
-        raise NotFound(f"There is no task {task_id!r} in namespace {store.settings.namespace!r}.")
+        raise missing(store, task_id)
     return record
 
 
@@ -355,7 +360,7 @@ def cancel(store: Store, task_id: str, reason: str = "cancelled") -> bool:
     """Cancel a task; False if it had ended before. Raises `NotFound`."""
     word, _, _ = store.tasks.cancel(task_id, reason)
     if word == "missing":
-        raise NotFound(f"There is no task {task_id!r} in namespace {store.settings.namespace!r}.")
+        raise missing(store, task_id)
     return word == "moved"
 
 
@@ -381,7 +386,7 @@ def retry(store: Store, task_id: str) -> None:
         sealed = sealer(store, record.queue)(task_id, message)
         word = store.tasks.replay(task_id, record.run, sealed)
     if word == "missing":
-        raise NotFound(f"There is no task {task_id!r} in namespace {store.settings.namespace!r}.")
+        raise missing(store, task_id)
     if word != "moved":
         raise Conflict(
             f"Task {task_id} is {record.state.replace('_', ' ')}: only one that failed, timed out or was dead-lettered, and "

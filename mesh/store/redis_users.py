@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import secrets
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ __all__ = ["OWN", "SHARED", "Joined", "Login", "RedisUsers", "password_hash"]
 logger = logging.getLogger(__name__)
 
 OWN, SHARED = "own", "shared"
+# How a server says that it has no users, or none with selectors, or that this one may not make any. Whatever else it refuses is
+# an error: the shared access is far more than an agent's own.
+_NO_USERS = re.compile(r"NOPERM|no permissions|unknown (?:sub)?command|ACL SETUSER modifier", re.IGNORECASE)
 _PASSWORD_BYTES = 32
 
 
@@ -122,7 +126,7 @@ class RedisUsers:
             *words,
         ]
         reply = self._client.calls([pack(command)], 1)[0]
-        if not isinstance(reply, ResponseError):
+        if not isinstance(reply, ResponseError) or not _NO_USERS.search(str(reply)):
             self._client.checked(reply)
             return True
         if not self._told:

@@ -1,7 +1,7 @@
 """Tokens that do not count any more: single ones by their `jti`, all of a subject by the least time of issue that still counts.
 
 Never by a token's text, which has no place in Redis. Who checks tokens holds all of it in memory and refreshes it every second: a
-request costs no round trip, and while Redis is away, what was revoked before stays so.
+request costs no round trip, and what a process knows to be revoked stays so while Redis is away, and when it comes back older.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ class Revocations:
         if version == self._version:
             return
         revoked, least = self._client.pipeline(("ZRANGE", REVOKED, 0, -1), ("HGETALL", NOT_BEFORE))
-        subjects = {name.decode(): int(at) for name, at in zip(least[::2], least[1::2], strict=True)}
-        self._known, self._version = (frozenset(jti.decode() for jti in revoked), subjects), version
+        known, subjects = self._known[0], dict(self._known[1])
+        for name, at in zip(least[::2], least[1::2], strict=True):
+            subjects[name.decode()] = max(int(at), subjects.get(name.decode(), 0))
+        # Never less than before: Redis may have come back older, or empty.
+        self._known, self._version = (known | {jti.decode() for jti in revoked}, subjects), version
 
     def revoke(self, jti: str, expires_at: int | None = None) -> None:
         """One token from now on. `expires_at`: when it ends by itself, s; None: not known. Raises `StoreUnavailable`."""

@@ -431,3 +431,35 @@ def test_a_revoked_token_ends_what_lasts(door: tuple[Place, str]) -> None:
     assert place.call("token", "revoke", text).returncode == 0
     wait_until(lambda: answers == [401], 15, "the wait to end")
     thread.join(5)
+
+
+def test_an_id_that_is_a_pattern_tells_of_no_other_task(door: tuple[Place, str]) -> None:
+    place, url = door
+    root, headers = f"{url}/v1/namespaces/{place.namespace}", bearer("producer")
+    task = {"type": "quiet", "task_id": "*", "countdown_s": 999, "unsatisfiable": "accept"}
+    assert httpx2.post(f"{root}/tasks", json=task, headers=headers, timeout=30).status_code == 202
+    answers: list[Any] = []
+
+    def wait() -> None:
+        asked = {"ids": ["*"], "wait_s": 3}
+        answers.append(httpx2.post(f"{root}/tasks:wait", json=asked, headers=headers, timeout=30).json())
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while waiting.is_alive():  # the tasks of others end all the time
+        place.mesh.submit("quiet", unsatisfiable="accept").cancel()
+    waiting.join()
+    assert answers == [{"ended": []}]
+
+
+def test_what_was_not_there_when_he_asked_is_not_told_when_it_comes(door: tuple[Place, str]) -> None:
+    place, url = door
+    root, headers = f"{url}/v1/namespaces/{place.namespace}", bearer("producer")
+    guessed = f"invoice-{uuid.uuid4().hex}"
+    asked = {"ids": [guessed], "wait_s": 20}
+    answer = httpx2.post(f"{root}/tasks:wait", json=asked, headers=headers, timeout=30)
+    assert answer.json() == {"ended": [{"id": guessed, "state": None}]}
+    for way in ("GET ", "GET /result?wait_s=1", "GET /attempts", "GET /why", "POST :cancel"):
+        method, what = way.split(" ")
+        answer = httpx2.request(method, f"{root}/tasks/{guessed}{what}", headers=headers, timeout=30)
+        assert answer.status_code == 404, way

@@ -12,7 +12,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import httpx2
 import pytest
 import redis
 
@@ -364,3 +366,21 @@ def test_who_is_revoked_is_cut_off_and_his_tasks_go_to_others(fleet: Mesh, pool:
         **fleet.environment(join_token(place.namespace, "leaked", now_s=time.time() - 60)),
     )  # fmt: skip
     assert again.wait(60) == 4 and "token is missing or not valid" in again.output()
+
+
+@pytest.mark.parametrize("agent", ["a b", "worker\n", "", "a/b", "x" * 64, "~*"])
+def test_a_name_that_is_none_gets_nothing(fleet: Mesh, agent: str) -> None:
+    """Neither by joining nor by the heartbeat of an agent that never joined: least of all the coordinator's own access."""
+    place = fleet.place
+    url = f"{fleet.url}/v1/namespaces/{place.namespace}/agents"
+    headers = {"Authorization": f"Bearer {join_token(place.namespace)}"}
+    body = {"capabilities": ["ocr"], "public_key": base64.b64encode(bytes(range(32))).decode()}
+    beat = {**body, "life": "l" * 22, "kids": []}
+    answers = [
+        httpx2.post(url, json={"id": agent, **body}, headers=headers, timeout=30),
+        httpx2.put(f"{url}/{quote(agent, safe='')}/heartbeat", json=beat, headers=headers, timeout=30),
+    ]
+    for answer in answers:
+        assert answer.status_code in (404, 405, 422), answer.text
+        assert "password" not in answer.text
+    assert fleet.users() == []

@@ -198,3 +198,10 @@ def test_forked_children_see_new_credentials() -> None:
     assert os.read(reader, 100) == b"u two"
     os.waitpid(pid, 0)
     assert "two" not in repr(given)
+
+
+def test_what_redis_refuses_for_another_reason_is_no_reason_to_share(home: Server, namespace: str) -> None:
+    """The coordinator's own access is more than an agent may ever get by a trick."""
+    users = RedisUsers(Client(home.url))
+    with pytest.raises(redis.ResponseError, match="spaces"):
+        users.issue(joined(namespace, agent="a b"))

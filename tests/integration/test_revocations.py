@@ -85,3 +85,12 @@ def test_what_has_ended_is_forgotten(client: Client) -> None:
     revocations.revoke_subject(claims().subject)
     assert client.execute("ZSCORE", REVOKED, ended.jti) is None
     assert client.execute("HGET", NOT_BEFORE, long_ago.subject) is None
+
+
+def test_a_redis_that_comes_back_empty_lets_nobody_in_again(client: Client) -> None:
+    revocations, token, other = Revocations(client), claims(), claims()
+    revocations.revoke(token.jti, token.expires_at)
+    revocations.revoke_subject(other.subject)
+    client.pipeline(("DEL", REVOKED), ("DEL", NOT_BEFORE), ("DEL", REVOCATIONS))
+    revocations.refresh()
+    assert revocations.is_revoked(token) and revocations.is_revoked(other)
