@@ -35,7 +35,8 @@ def test_what_is_done_and_refused_over_http_is_recorded(place: Place) -> None:
     joining = token("worker", "w1", [place.namespace], kind="join")
     mark, label = f"body-{uuid.uuid4()}", f"label-{uuid.uuid4()}"
     shown = [bearer("operator", "olga", [place.namespace]), bearer("viewer", "vera", [place.namespace])]
-    far = bearer("admin", "ada", ["elsewhere"])
+    elsewhere = f"far-{uuid.uuid4().hex[:8]}"  # the log is the whole mesh's: other tests have written to it
+    far = bearer("admin", "ada", [elsewhere])
     admin = bearer("admin", "root", [place.namespace])
     body = {
         "type": "quiet",
@@ -79,7 +80,8 @@ def test_what_is_done_and_refused_over_http_is_recorded(place: Place) -> None:
         why = [row["why"] for row in reversed(rows)]
         assert f"no row for agent type 'viewer' in namespace '{place.namespace}' grants submit" in why[0]
         assert (
-            why[2] == "the token is for namespaces elsewhere" and why[3] == "it is not of type mesh-api+jwt"
+            why[2] == f"the token is for namespaces {elsewhere}"
+            and why[3] == "it is not of type mesh-api+jwt"
         )
         assert why[7:9] == ["", "it had ended"]
         # Over HTTP the same, in pages and by filters, to those who may.
