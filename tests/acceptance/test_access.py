@@ -240,12 +240,14 @@ def test_types_are_allowed_one_by_one(door: tuple[Place, str]) -> None:
     assert clerk.ask("POST", "tasks", {"type": "report-daily", **accept}).status_code == 202
     assert "grants submit mail" in refusal(clerk.ask("POST", "tasks", {"type": "mail", **accept}), 403)
     assert "grants submit mail" in refusal(clerk.ask("POST", "tasks:explain", {"type": "mail"}), 403)
-    inner = {"type": "celery.map", "payload": [{"task": "mail", "args": []}, [[1]]], **accept}
+    inner = {"type": "celery.map", "payload": {"task": "mail", "args": []}, **accept}
     assert "grants submit mail" in refusal(clerk.ask("POST", "tasks", inner), 403)
-    inner["payload"][0]["task"] = "report-x"  # type: ignore[index]
+    inner["payload"]["task"] = "report-x"  # type: ignore[index]
     assert clerk.ask("POST", "tasks", inner).status_code == 202
     assert "grants submit mail" in refusal(clerk.ask("POST", "tasks", {**inner, "payload": "mail"}), 403)
-    bulk = {"type": "celery.chunks", "payloads": [{"task": "report-x"}, [{"task": "mail"}]], **accept}
+    hidden = {**inner, "payload": ["celery.map", [["mail", [1]]]]}
+    assert "cannot be told" in refusal(clerk.ask("POST", "tasks", hidden), 422)
+    bulk = {"type": "celery.chunks", "payloads": [{"task": "report-x"}, {"task": "mail"}], **accept}
     assert "grants submit mail" in refusal(clerk.ask("POST", "tasks:batch", bulk), 403)
     batch = {"tasks": [{"type": one, **accept} for one in ("report-1", "mail", "report-2")]}
     items = clerk.ask("POST", "tasks:batch", batch).json()["items"]
