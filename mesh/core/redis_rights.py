@@ -28,7 +28,7 @@ _SCRIPTS = "evalsha script|load script|exists multi exec watch unwatch"
 _LISTEN = "subscribe unsubscribe psubscribe punsubscribe"
 _REPLIES = "brpop del exec llen lpush multi pexpire sadd script|exists script|load evalsha srem zadd"  # of remote control
 _WORK = "blpop brpop info ltrim rename zremrangebyscore"
-_OPERATE = "config|get scan unlink xadd xlen xrange xread xrevrange"
+_OPERATE = "config|get getrange scan unlink xadd xlen xrange xread xrevrange"
 _USERS = "acl|deluser acl|dryrun acl|getuser acl|setuser acl|users acl|whoami hvals"
 
 
