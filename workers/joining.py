@@ -28,7 +28,7 @@ from ..errors import Conflict, Invalid, MeshError
 from ..settings import Settings, tell
 from ..store import credentials, signing
 from ..store.credentials import Credentials
-from ..store.redis_users import password_hash
+from ..store.redis_users import hashed
 from ..store.signing import AgentSigner
 from ..telemetry import redacting
 from .beat import start_native_thread
@@ -160,6 +160,11 @@ class Joining:
         self.kids = tuple(granted["kids"])
         self.on_kids(self.kids)
 
+    @property
+    def proof(self) -> dict[str, str]:
+        """Field of its record that shows coordinators whose record it is."""
+        return {"life": hashed(self._life)}
+
     # -- staying
 
     def start(self) -> None:
@@ -209,7 +214,7 @@ class Joining:
             **self._says(),
             "life": self._life,
             "kids": list(self.kids),
-            "password_hash": None if password is None else password_hash(password),
+            "password_hash": None if password is None else hashed(password),
             "refused": refused or self._refused_at is not None,
             "renew": now >= self._renew_at,
         }

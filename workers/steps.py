@@ -91,6 +91,7 @@ class Agent:
                 slots=self.slots(),
                 grace_ms=self.settings.drain_grace_ms,
                 kids=",".join(self.kids),  # for `mesh.core.rotation`
+                **(self.joining.proof if self.joining is not None else {}),
             )
             self.certificate = (
                 OwnCertificate(self.store, self.settings, self.membership.agent_id)

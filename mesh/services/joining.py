@@ -2,7 +2,8 @@
 
 An agent is given access to Redis (a user of its own, where Redis has users), the keys of the tasks that it may take, and a
 certificate for what it publishes. One *life* is one joining: a name that only the agent and the store know, by which it renews
-and leaves, so that nobody takes back what another life of the same agent id was given.
+and leaves, so that nobody takes back what another life of the same agent id was given. The agent's record in its namespace has
+the hash of its life: it proves that the record is its own, and not of an agent that holds the secret, or of another joining.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from mesh.core.tokens import Claims
 from mesh.errors import Conflict
 from mesh.services.views import iso
 from mesh.settings import Settings
-from mesh.store.redis_users import OWN, Joined, Login, RedisUsers
+from mesh.store.redis_users import OWN, Joined, Login, RedisUsers, hashed
 from mesh.store.signing import CERTIFICATE_S
 from mesh.store.store import Store
 
@@ -70,8 +71,11 @@ def join(
     )
 
 
-def _check_free(store: Store, agent: str, before: Joined | None, now_ms: int) -> None:
+def _check_free(store: Store, agent: str, before: Joined | None, now_ms: int, *, life: str = "") -> None:
+    """Raise `Conflict` if an agent of this id lives, unless it is the one of this `life`."""
     record = store.agents.get(agent) or {}
+    if life and _is_of(record, life):
+        return
     beat_ms = 0 if "left" in record else int(record.get("beat", 0))
     seen_ms = before.seen_ms if before is not None else 0
     if now_ms - max(beat_ms, seen_ms) < store.settings.lease_ms:
@@ -80,6 +84,10 @@ def _check_free(store: Store, agent: str, before: Joined | None, now_ms: int) ->
             f"Agent id {agent!r} is already running in namespace {store.keys.namespace!r}{where}: "
             f"give this agent another id, or stop that one."
         )
+
+
+def _is_of(record: Mapping[str, str], life: str) -> bool:
+    return record.get("life") == hashed(life)
 
 
 def _joined(
@@ -109,13 +117,16 @@ def _joined(
 def refresh(issuer: Issuer, store: Store, agent: str, claims: Claims, beat: Beat) -> dict[str, Any]:
     """An agent's heartbeat: until when its credentials are good, and new ones where it needs some.
 
-    Its Redis user is made anew if Redis has forgotten it. Raises `Conflict` if another agent has joined as this one since.
+    Its Redis user is made anew if Redis has forgotten it, and all is issued anew if what was issued is lost. Raises `Conflict`
+    if another agent has joined as this one since, or lives under its id.
     """
     check_name("agent id", agent)
     namespace, now_ms = store.keys.namespace, store.agents.now_ms()
     known = issuer.users.get(namespace, agent)
     if known is not None and known.life != beat.life:
         raise Conflict(f"Another agent has joined as {agent!r} in namespace {namespace!r} since.")
+    if known is None:
+        _check_free(store, agent, None, now_ms, life=beat.life)
     fresh = _joined(issuer, store, agent, claims, beat.capabilities, now_ms, life=beat.life)
     if (
         known is None
@@ -224,7 +235,7 @@ def sweep(
         why = "it was revoked" if revoked(joined) else _why_over(joined, store)
         if why and users.withdraw(joined):
             if why == "it was revoked":
-                _put_out(store, joined.agent)
+                _put_out(store, joined)
             left.append(Left(joined=joined, why=why))
     users.forget_strays()
     return left
@@ -238,16 +249,16 @@ def _why_over(joined: Joined, store: Store) -> str:
     if now_ms - joined.seen_ms <= limit_ms:
         return ""
     record = store.agents.get(joined.agent) or {}
-    beat_ms = 0 if "left" in record else int(record.get("beat", 0))
-    return "the agent is gone" if now_ms - beat_ms > limit_ms else ""
+    lives = _is_of(record, joined.life) and "left" not in record
+    return "" if lives and now_ms - int(record.get("beat", 0)) <= limit_ms else "the agent is gone"
 
 
-def _put_out(store: Store, agent: str) -> None:
-    """Its leases end, and it is told of no more."""
-    record = store.agents.get(agent)
-    if record is None or "left" in record:
+def _put_out(store: Store, joined: Joined) -> None:
+    """Its leases end, and it is told of no more; another agent of its id is left alone."""
+    record = store.agents.get(joined.agent) or {}
+    if not _is_of(record, joined.life) or "left" in record:
         return
     incarnation = int(record["incarnation"])
-    store.agents.leave(agent, incarnation)
-    if store.agents.evict(f"{agent}#{incarnation}"):
+    store.agents.leave(joined.agent, incarnation)
+    if store.agents.evict(f"{joined.agent}#{incarnation}"):
         store.tasks.reap()

@@ -21,7 +21,7 @@ from mesh.core.redis_rights import rules
 from mesh.store.client import Client, ResponseError, pack
 from mesh.store.keys import JOINED
 
-__all__ = ["OWN", "SHARED", "Joined", "Login", "RedisUsers", "password_hash"]
+__all__ = ["OWN", "SHARED", "Joined", "Login", "RedisUsers", "hashed"]
 logger = logging.getLogger(__name__)
 
 OWN, SHARED = "own", "shared"
@@ -63,9 +63,10 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Joined).decode
 
 
-def password_hash(password: str) -> str:
-    """What Redis keeps of a password (SHA-256, 64 hexadecimal digits); it is random, so that is enough."""
-    return hashlib.sha256(password.encode()).hexdigest()
+def hashed(secret: str) -> str:
+    """What Redis keeps of a password, and an agent's record of its life (SHA-256, 64 hexadecimal digits): both are random, so
+    that is enough."""
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 class RedisUsers:
@@ -92,7 +93,7 @@ class RedisUsers:
     def issue(self, joined: Joined, *, in_use: str | None = None) -> tuple[Joined, Login]:
         """A new password for an agent; the one whose hash is `in_use` stays good until the next."""
         password = secrets.token_urlsafe(_PASSWORD_BYTES)
-        hashes = [password_hash(password)] + [one for one in joined.hashes if one == in_use]
+        hashes = [hashed(password)] + [one for one in joined.hashes if one == in_use]
         own = msgspec.structs.replace(joined, reach=OWN, hashes=tuple(hashes))
         self.note(own)  # before there is a user that nobody would withdraw
         if self._make(own):

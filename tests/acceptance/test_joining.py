@@ -18,7 +18,10 @@ import httpx2
 import pytest
 import redis
 
+from mesh.services import audit
 from mesh.store.embedded import Server, start_server
+from mesh.store.keys import JOINED
+from mesh.store.redis_users import hashed
 from tests.acceptance.conftest import CELERY, Place, make_place
 from tests.acceptance.joined import Mesh, join_token, start
 from tests.chaos.fleet import free_port
@@ -366,6 +369,66 @@ def test_who_is_revoked_is_cut_off_and_his_tasks_go_to_others(fleet: Mesh, pool:
         **fleet.environment(join_token(place.namespace, "leaked", now_s=time.time() - 60)),
     )  # fmt: skip
     assert again.wait(60) == 4 and "token is missing or not valid" in again.output()
+
+
+def beat_of(life: str) -> dict[str, Any]:
+    return {"life": life, "capabilities": ["ocr"], "public_key": a_key()}
+
+
+def test_a_heartbeat_takes_the_id_of_nobody_who_lives(fleet: Mesh) -> None:
+    """What was issued may be lost; the agent's own record shows whose it is."""
+    place, agents = fleet.place, fleet.place.mesh.store.agents
+    path = f"/v1/namespaces/{place.namespace}/agents"
+    token = join_token(place.namespace)
+
+    def heartbeat(agent: str, life: str) -> int:
+        return call(fleet.url, "PUT", f"{path}/{agent}/heartbeat", token, beat_of(life))[0]
+
+    agents.join("secret", {"capabilities": "ocr"})  # holds the secret of the mesh: it never joined over HTTP
+    agents.join("joined", {"capabilities": "ocr", "life": hashed("its own")})
+    assert heartbeat("secret", "its own") == 409
+    assert heartbeat("joined", "another") == 409
+    assert fleet.users() == [] and fleet.joined("secret") is None
+    assert heartbeat("joined", "its own") == 200
+    assert fleet.users() == [f"mesh:0:{place.namespace}:joined"]
+    assert heartbeat("joined", "another") == 409
+    assert heartbeat("nobody", "its own") == 200
+
+
+def test_a_revocation_puts_out_only_who_has_joined_with_that_token(fleet: Mesh) -> None:
+    place, agents = fleet.place, fleet.place.mesh.store.agents
+    path, leaked = f"/v1/namespaces/{place.namespace}/agents", join_token(place.namespace, "leaked")
+    for agent in ("secret", "joined"):
+        body = {"id": agent, "capabilities": ["ocr"], "public_key": a_key()}
+        status, answer = call(fleet.url, "POST", path, leaked, body)
+        assert status == 201
+        agents.join(agent, {"life": hashed(answer["life"])} if agent == "joined" else {})
+    assert place.call("token", "revoke", "--subject", "leaked").returncode == 0
+
+    def withdrawn() -> set[str]:
+        noted, _ = audit.entries(place.mesh.store.client, action="withdraw", namespaces={place.namespace})
+        return {one["object"] for one in noted}
+
+    wait_until(lambda: withdrawn() == {"agent secret", "agent joined"}, 20, "both to be withdrawn")
+    assert fleet.users() == []
+    assert "left" in (agents.get("joined") or {}) and "left" not in (agents.get("secret") or {})
+
+
+def test_an_agent_goes_on_when_redis_has_lost_all_that_was_issued(own_fleet: Mesh) -> None:
+    """All but its own record, then that too."""
+    fleet, client = own_fleet, own_fleet.place.mesh.store.client
+    process = fleet.agent("w1", "--pool", "threads", "-I", "tasks", HEARTBEAT_INTERVAL_MS="500")
+    first = fleet.joined("w1")
+    assert first is not None
+    for lose in (("HDEL", JOINED, f"{first.namespace}/w1"), ("FLUSHALL",)):
+        client.execute(*lose)
+        client.execute("ACL", "DELUSER", *fleet.users())
+        wait_until(lambda: fleet.joined("w1") is not None and fleet.users(), 30, "it to be known again")
+        again = fleet.joined("w1")
+        assert again is not None and again.life == first.life
+        wait_until(lambda: "life" in (fleet.place.mesh.store.agents.get("w1") or {}), 30, "its record")
+        assert fleet.place.mesh.submit("double", 4).result(timeout_s=30) == 8
+    assert process.process.poll() is None
 
 
 @pytest.mark.parametrize("agent", ["a b", "worker\n", "", "a/b", "x" * 64, "~*"])

@@ -16,7 +16,7 @@ from mesh.store import credentials
 from mesh.store.client import Client
 from mesh.store.credentials import Credentials
 from mesh.store.embedded import Server, start_server
-from mesh.store.redis_users import OWN, SHARED, Joined, Login, RedisUsers, password_hash
+from mesh.store.redis_users import OWN, SHARED, Joined, Login, RedisUsers, hashed
 from tests.integration.stores import open_store
 
 SERVERS = ("embedded", "redis-server")
@@ -89,17 +89,17 @@ def test_passwords_are_nowhere_in_redis(users: RedisUsers, namespace: str) -> No
     row, login = users.issue(joined(namespace))
     assert login.password and login.password not in repr(login) and login.password not in repr(row)
     raw = users._client.execute("HGET", "mesh:{mesh}:joined", f"{namespace}/w1")
-    assert login.password.encode() not in raw and password_hash(login.password).encode() in raw
+    assert login.password.encode() not in raw and hashed(login.password).encode() in raw
 
 
 def test_two_passwords_are_alive_during_a_renewal(home: Server, users: RedisUsers, namespace: str) -> None:
     row, first = users.issue(joined(namespace))
     assert first.password is not None
-    row, second = users.issue(row, in_use=password_hash(first.password))
+    row, second = users.issue(row, in_use=hashed(first.password))
     old, new = client_of(home, first), client_of(home, second)
     assert old.ping() and new.ping()
     # The answer was lost: the agent still has the first.
-    row, third = users.issue(row, in_use=password_hash(first.password))
+    row, third = users.issue(row, in_use=hashed(first.password))
     assert client_of(home, first).ping() and client_of(home, third).ping()
     assert old.ping()  # connections stay
     with pytest.raises(redis.AuthenticationError):
