@@ -75,6 +75,9 @@ class Settings:
     agent_redis_url: str | None = _row("MESH_AGENT_REDIS_URL", "redis.agentUrl", "URL", None,
         "Where agents that join over HTTP reach Redis; by default the coordinator's own URL. Its user and password are left out.",
         kind="url", schemes=_REDIS, secret=True)
+    shared_redis_login: bool = _row("MESH_SHARED_REDIS_LOGIN", "redis.sharedLogin", "yes/no", False,
+        "Where the coordinator can make no Redis users, agents that join over HTTP get its own login, instead of none "
+        "(docs/joining.md).")
 
     # -- this agent
     namespace: str = _row("AGENT_NAMESPACE MESH_NAMESPACE", "mesh.namespace", "name", "default",

@@ -24,7 +24,7 @@ from ..bus.holdings import Wake
 from ..client.bearer import Bearer
 from ..client.calls import UNANSWERED, Caller, Endpoints
 from ..core.envelopes import TaskKeys
-from ..errors import Conflict, Invalid, MeshError
+from ..errors import Conflict, Invalid, MeshError, Refused
 from ..settings import Settings, tell
 from ..store import credentials, signing
 from ..store.credentials import Credentials
@@ -138,7 +138,15 @@ class Joining:
         raise Conflict(f"{_MOST_UNNAMED} unnamed agents run on {host}: give this one an id with --agent-id.")
 
     def _post(self, agent_id: str) -> Any:
-        return self._caller.call("POST", self._path(), msgspec.json.encode({"id": agent_id, **self._says()}))
+        try:
+            return self._caller.call(
+                "POST", self._path(), msgspec.json.encode({"id": agent_id, **self._says()})
+            )
+        except Refused as error:
+            if self.settings.agent_capabilities:
+                raise
+            said = str(error).rstrip(".")
+            raise Refused(f"{said}; --capabilities (AGENT_CAPABILITIES) names which to offer.") from None
 
     def _take(self, answer: Mapping[str, Any]) -> None:
         """Use what was granted from now on."""

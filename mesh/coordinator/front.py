@@ -36,7 +36,7 @@ class Front:
         self.audit = Audit(coordinator.store.client, self.settings.namespace)
         self.issuer = Issuer(
             settings=self.settings,
-            users=RedisUsers(coordinator.store.client),
+            users=RedisUsers(coordinator.store.client, shared=self.settings.shared_redis_login),
             kid=lambda: rotation_of(self.settings).signing(),
         )
         self.guard = Guard(self.settings)

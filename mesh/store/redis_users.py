@@ -4,7 +4,8 @@ What was issued is written down under one key of the whole mesh, without the pas
 Redis forgets its users when it restarts or when a replica takes over; from what is written down they are made anew, and the
 password that an agent has is good again. Two passwords are alive during a renewal: the one in use, and the new one.
 
-Where Redis has no users, or the coordinator's own may not make any, agents get what the coordinator itself logs in with.
+Where Redis has no users, or the coordinator's own may not make any, agents are refused; or they get what the coordinator itself
+logs in with, if that was asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import msgspec
 
 from mesh.core.redis_rights import rules
+from mesh.errors import StoreUnavailable
 from mesh.store.client import Client, ResponseError, pack
 from mesh.store.keys import JOINED
 
@@ -70,10 +72,13 @@ def hashed(secret: str) -> str:
 
 
 class RedisUsers:
-    """The users of joined agents on one Redis. Everything here raises `StoreUnavailable`."""
+    """The users of joined agents on one Redis. Everything here raises `StoreUnavailable`.
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    `shared`: where no users can be made, agents get the login of `client` itself.
+    """
+
+    def __init__(self, client: Client, *, shared: bool = False) -> None:
+        self._client, self._shared = client, shared
         self._prefix = f"mesh:{client.database}:"
         self._told = False  # why agents get no users of their own
 
@@ -91,13 +96,22 @@ class RedisUsers:
         return [_decode(raw) for raw in self._client.execute("HVALS", JOINED)]
 
     def issue(self, joined: Joined, *, in_use: str | None = None) -> tuple[Joined, Login]:
-        """A new password for an agent; the one whose hash is `in_use` stays good until the next."""
+        """A new password for an agent; the one whose hash is `in_use` stays good until the next. If no user can be made, nothing
+        is written down, unless the login is shared."""
         password = secrets.token_urlsafe(_PASSWORD_BYTES)
         hashes = [hashed(password)] + [one for one in joined.hashes if one == in_use]
         own = msgspec.structs.replace(joined, reach=OWN, hashes=tuple(hashes))
+        before = self.get(joined.namespace, joined.agent)
         self.note(own)  # before there is a user that nobody would withdraw
-        if self._make(own):
+        refusal = self._make(own)
+        if refusal is None:
             return own, Login(reach=OWN, username=self.name(own), password=password)
+        if not self._shared:
+            if before is None:
+                self._forget(own)
+            else:
+                self.note(before)
+            raise _no_users(refusal)
         shared = msgspec.structs.replace(joined, reach=SHARED, hashes=())
         self.note(shared)
         user, shared_password = self._client.login
@@ -112,10 +126,12 @@ class RedisUsers:
         if joined.reach == OWN and (
             always or self._client.execute("ACL", "GETUSER", self.name(joined)) is None
         ):
-            self._make(joined)
+            refusal = self._make(joined)
+            if refusal is not None and not self._shared:
+                raise _no_users(refusal)
 
-    def _make(self, joined: Joined) -> bool:
-        """Whether Redis has taken the user."""
+    def _make(self, joined: Joined) -> ResponseError | None:
+        """Make the user; why Redis can make none."""
         words = rules("agent", joined.namespace, database=self._client.database)
         command = [
             "ACL",
@@ -129,14 +145,16 @@ class RedisUsers:
         reply = self._client.calls([pack(command)], 1)[0]
         if not isinstance(reply, ResponseError) or not _NO_USERS.search(str(reply)):
             self._client.checked(reply)
-            return True
+            return None
         if not self._told:
             self._told = True
-            logger.warning(
-                "Joined agents get the coordinator's own access to Redis, which is no user of their own to be limited: %s",
-                reply,
+            what = (
+                "Joined agents get the coordinator's own access to Redis, which is no user of their own to be limited"
+                if self._shared
+                else "Agents that want to join are refused, no Redis user can be made for them"
             )
-        return False
+            logger.warning("%s: %s", what, reply)
+        return reply
 
     def forget_strays(self) -> int:
         """Delete users that nobody was issued, and how many: of a server that was away when they were withdrawn."""
@@ -158,5 +176,16 @@ class RedisUsers:
             return False
         if joined.reach == OWN:
             self._client.execute("ACL", "DELUSER", self.name(joined))
-        self._client.execute("HDEL", JOINED, f"{joined.namespace}/{joined.agent}")
+        self._forget(joined)
         return True
+
+    def _forget(self, joined: Joined) -> None:
+        self._client.execute("HDEL", JOINED, f"{joined.namespace}/{joined.agent}")
+
+
+def _no_users(refusal: ResponseError) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"No agent can join over HTTP: Redis makes no users here ({str(refusal).rstrip('.')}); let the coordinator's own user "
+        "make some (ACL SETUSER, docs/redis-users.md), or set MESH_SHARED_REDIS_LOGIN=true on the coordinator, and agents get "
+        "its login."
+    )

@@ -24,6 +24,7 @@ from mesh.store.keys import JOINED
 from mesh.store.redis_users import hashed
 from tests.acceptance.conftest import CELERY, Place, make_place
 from tests.acceptance.joined import Mesh, join_token, start
+from tests.acceptance.test_flower import Dashboard
 from tests.chaos.fleet import free_port
 from tests.chaos.sentinel import Failover
 from tests.waiting import wait_until
@@ -109,6 +110,9 @@ REFUSED = {
     "of another kind": (lambda ns: join_token(ns, kind="api"), "ocr", "token is missing or not valid"),
     "no token at all": (lambda ns: "x.y.z", "ocr", "token is missing or not valid"),
     "beyond the token": (lambda ns: join_token(ns, capabilities=["pdf"]), "ocr", "the token is for capabilities pdf"),
+    "beyond the token, unasked": (
+        lambda ns: join_token(ns, capabilities=["pdf"]), "", "; --capabilities (AGENT_CAPABILITIES) names which to offer",
+    ),
     "beyond the policy": (lambda ns: join_token(ns, agent_type="viewer"), "ocr", "grants register"),
     "of another namespace": (lambda ns: join_token("another"), "ocr", "There is no namespace"),
 }  # fmt: skip
@@ -119,7 +123,7 @@ def test_who_may_not_join_is_told_in_one_sentence(fleet: Mesh) -> None:
     place = fleet.place
     started = {
         why: place.start(
-            "deploy", "--agent-id", "w1", "--pool", "solo", "--capabilities", capability,
+            "deploy", "--agent-id", "w1", "--pool", "solo", *(("--capabilities", capability) if capability else ()),
             **fleet.environment(make(place.namespace)),
         )
         for why, (make, capability, _) in REFUSED.items()
@@ -369,6 +373,50 @@ def test_who_is_revoked_is_cut_off_and_his_tasks_go_to_others(fleet: Mesh, pool:
         **fleet.environment(join_token(place.namespace, "leaked", now_s=time.time() - 60)),
     )  # fmt: skip
     assert again.wait(60) == 4 and "token is missing or not valid" in again.output()
+
+
+@pytest.mark.ci
+def test_the_coordinators_own_login_is_shared_only_where_it_was_asked_for(place: Place) -> None:
+    """With a Redis user that may make no users."""
+    (place.folder / "tasks.py").write_text(TASKS)
+    client, small = place.mesh.store.client, f"small-{place.namespace}"
+    rights = ("reset", "on", ">right-of-it", "~*", "&*", "+@all", "-acl")
+    client.execute("ACL", "SETUSER", small, *rights)
+    url = place.redis_url.replace("redis://", f"redis://{small}:right-of-it@")
+    try:
+        _, refusing = start(place, "c1", REDIS_URL=url)
+        refused = place.start(
+            "deploy", "--agent-id", "w1", "--pool", "solo", "-I", "tasks",
+            **Mesh(place, refusing).environment(join_token(place.namespace), TRANSPORT_RETRIES="0"),
+        )  # fmt: skip
+        assert refused.wait(60) == 5, refused.output()
+        (said,) = [line for line in refused.output().splitlines() if line.startswith("Error:")]
+        assert "MESH_SHARED_REDIS_LOGIN=true" in said and "right-of-it" not in refused.output()
+        _, sharing = start(place, "c2", REDIS_URL=url, MESH_SHARED_REDIS_LOGIN="true")
+        fleet = Mesh(place, sharing)
+        assert fleet.joined("w1") is None
+        shared = fleet.agent("w1", "--pool", "threads", "--concurrency", "2", "-I", "tasks")
+        joined = fleet.joined("w1")
+        assert joined is not None and joined.reach == "shared" and fleet.users() == []
+        assert place.mesh.submit("outer", [1, 21]).result(timeout_s=30) == [2, 42]
+        shared.terminate()
+        assert shared.wait() == 0, shared.output()
+        assert fleet.joined("w1") is None and "right-of-it" not in shared.output()
+    finally:
+        client.execute("ACL", "DELUSER", small)
+
+
+@pytest.mark.ci
+def test_flower_shows_who_has_joined(fleet: Mesh) -> None:
+    place, port = fleet.place, free_port()
+    process = place.start("flower", "--port", str(port), FLOWER_UNAUTHENTICATED_API="true")
+    dashboard = Dashboard(port=port, process=process)
+    agent = fleet.agent("w1", *PREFORK)
+    place.wait_for(process, dashboard.answers, "Flower to answer")
+    wait_until(lambda: dashboard.agents() == {"w1": True}, 30, "Flower to show the agent")
+    wait_until(lambda: "Events of group {task} enabled" in agent.output(), 30, "its events")
+    handle = place.mesh.submit("double", 4)
+    assert dashboard.wait_for_task(handle.id, "SUCCESS")["worker"].startswith("w1@")
 
 
 def beat_of(life: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import redis
 
+from mesh.errors import StoreUnavailable
 from mesh.store import credentials
 from mesh.store.client import Client
 from mesh.store.credentials import Credentials
@@ -150,14 +151,24 @@ def test_users_that_nobody_was_issued_are_deleted(home: Server, users: RedisUser
     assert client_of(home, stays).ping() and client_of(home, elsewhere).ping()
 
 
-def test_without_the_right_to_make_users_agents_share(
+def test_without_the_right_to_make_users_agents_are_refused_or_share(
     home: Server, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     admin = redis.Redis(port=home.port)
     admin.execute_command(
         "ACL", "SETUSER", "small", "reset", "on", ">right-of-it", "~*", "&*", "+@all", "-acl"
     )
-    users = RedisUsers(Client(f"redis://small:right-of-it@127.0.0.1:{home.port}/0"))
+    url = f"redis://small:right-of-it@127.0.0.1:{home.port}/0"
+    strict = RedisUsers(Client(url))
+    with pytest.raises(StoreUnavailable, match="MESH_SHARED_REDIS_LOGIN"):
+        strict.issue(joined(namespace))
+    assert strict.get(namespace, "w1") is None
+    own, _ = RedisUsers(Client(home.url)).issue(joined(namespace, "w2"))
+    with pytest.raises(StoreUnavailable, match="MESH_SHARED_REDIS_LOGIN"):
+        strict.issue(own)
+    assert strict.get(namespace, "w2") == own  # what it had stays good
+    assert len([one for one in caplog.records if "are refused" in one.message]) == 1
+    users = RedisUsers(Client(url), shared=True)
     row, login = users.issue(joined(namespace))
     assert (login.reach, login.username, login.password) == (SHARED, "small", "right-of-it")
     assert row.reach == SHARED and row.hashes == ()
