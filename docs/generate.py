@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from mesh.cli.run import EXIT_CODES, group
 from mesh.coordinator.app import create_app
@@ -24,6 +26,8 @@ from mesh.core.redis_rights import acl_file
 from mesh.core.states import CELERY_STATUS, RULES, State
 from mesh.settings import TABLE, Settings
 from mesh.tasks import data_processing, task_execution
+from mesh.telemetry.alerts import ALERTS, RECORDS, rules
+from mesh.telemetry.metrics import TABLE as METRICS
 
 DOCS = Path(__file__).resolve().parent
 
@@ -169,6 +173,41 @@ def payload_keys(schema: dict[str, Any]) -> Callable[[], str]:
     return make
 
 
+def metric_table() -> str:
+    """Every metric."""
+    rows = [
+        _row((f"`{row.full_name}`", row.kind, " ".join(f"`{one}`" for one in row.labels), row.of, row.help))
+        for row in METRICS
+    ]
+    return "\n".join(["| metric | kind | labels | of | meaning |", "|---|---|---|---|---|", *rows])
+
+
+def alert_rules() -> str:
+    """The rules of Prometheus."""
+    text: str = yaml.safe_dump(rules(), sort_keys=False, width=1000, allow_unicode=True)
+    return text
+
+
+def runbooks() -> str:
+    """A section for each alert."""
+    parts = []
+    for one in ALERTS:
+        steps = "\n".join(f"{number}. {step}" for number, step in enumerate(one.steps, 1))
+        says = re.sub(r"{{ \$(?:labels\.)?(\w+).*?}}", r"*\1*", one.says)
+        held = f" for {one.for_s} s" if one.for_s else ""
+        expr = one.expr.replace("{window}", f"{one.window_s}s")
+        parts.append(
+            f"### {one.name}\n\n**{one.severity}**: {says}\n\n```promql\n{expr}\n```\n\nHolds{held}. {one.causes}\n\n{steps}"
+        )
+    return "\n\n".join(parts)
+
+
+def records() -> str:
+    """The recording rules."""
+    rows = [_row((f"`{one.name}`", one.help)) for one in RECORDS]
+    return "\n".join(["| series | meaning |", "|---|---|", *rows])
+
+
 #: (page, marker): what stands between `<!-- marker -->` and `<!-- end of marker -->`.
 def policies() -> str:
     """What the shipped table allows."""
@@ -194,6 +233,9 @@ SECTIONS: dict[tuple[str, str], Callable[[], str]] = {
     ("reference/settings.md", "settings"): settings,
     ("reference/api.md", "routes"): routes,
     ("security.md", "policies"): policies,
+    ("metrics.md", "metrics"): metric_table,
+    ("metrics.md", "records"): records,
+    ("alerts.md", "runbooks"): runbooks,
     ("task-types.md", "task-execution"): payload_keys(task_execution.PAYLOAD_SCHEMA),
     ("task-types.md", "data-processing"): payload_keys(data_processing.PAYLOAD_SCHEMA),
 }
@@ -212,7 +254,10 @@ def filled(page: str, text: str) -> str:
 
 
 #: File of the repository -> its whole text.
-FILES: dict[str, Callable[[], str]] = {"deploy/redis/users.acl": acl_file}
+FILES: dict[str, Callable[[], str]] = {
+    "deploy/redis/users.acl": acl_file,
+    "deploy/prometheus/rules.yml": alert_rules,
+}
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from ..store.agents import Beat as BeatAnswer
 from ..store.client import NETWORK_ERRORS, pack
 from ..store.store import Store
 from ..store.tasks import Entry
+from ..telemetry.metrics import Pulse
 from .identity import Membership
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class Beat:
         self._told_ms = 0  # when Redis has confirmed a beat, by its own clock
         self.last_beat = self._advertised = time.monotonic()
         self.reaped = 0
+        self.pulse = Pulse()
 
     def start(self) -> None:
         """Begin to beat."""
@@ -151,9 +153,10 @@ class Beat:
         self._end_overruns()
         held = [holding for holding in self.holdings.held() if not holding.dropped]
         entries = [Entry(holding.id, holding.fence) for holding in held]
-        answer = self._store.agents.renew(
-            self.membership.agent_id, self.membership.incarnation, self._load(), entries
-        )
+        with self.pulse.beat():
+            answer = self._store.agents.renew(
+                self.membership.agent_id, self.membership.incarnation, self._load(), entries
+            )
         self.last_beat = time.monotonic()
         if answer.known == "usurped":
             self._on_usurped()

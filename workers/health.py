@@ -1,4 +1,4 @@
-"""The agent's health port: `/health` (detail) and `/health/live`.
+"""The agent's health port: `/health` (detail), `/health/live` and `/metrics`.
 
 Anybody may ask, so it is bounded: so many at a time, each for so long, whatever he sends.
 """
@@ -18,6 +18,9 @@ from typing import Any
 
 from ..errors import Conflict
 
+Report = Callable[[], dict[str, Any]]
+Metrics = Callable[[str], tuple[bytes, str]]  # header Accept -> (text, its media type)
+_PATHS = "/health, /health/live and /metrics"
 _MOST = 16  # connections at a time; the next is closed at once
 _PATIENCE_S = 5.0  # for one of them, from its beginning to its end
 _OFTEN_S = 0.5
@@ -57,8 +60,8 @@ class _Server(ThreadingHTTPServer):
 class HealthServer:
     """Serves the agent's report; a port that was not asked for gives way to a free one."""
 
-    def __init__(self, port: int, *, asked: bool, report: Callable[[], dict[str, Any]]) -> None:
-        handler = _handler(report)
+    def __init__(self, port: int, *, asked: bool, report: Report, metrics: Metrics) -> None:
+        handler = _handler(report, metrics)
         try:
             self._server = _Server(("", port), handler)
         except OSError as error:
@@ -83,13 +86,13 @@ class HealthServer:
         self._server.server_close()
 
 
-def _handler(report: Callable[[], dict[str, Any]]) -> type[BaseHTTPRequestHandler]:
+def _handler(report: Report, metrics: Metrics) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path not in ("/health", "/health/live"):
-                self._answer(
-                    404, {"status": 404, "title": "Not found", "detail": "Only /health and /health/live."}
-                )
+            if self.path == "/metrics":
+                self._send(200, *metrics(self.headers.get("Accept", "")))
+            elif self.path not in ("/health", "/health/live"):
+                self._answer(404, {"status": 404, "title": "Not found", "detail": f"Only {_PATHS}."})
             elif self.path == "/health/live":
                 self._answer(200, {"status": "ok"})
             else:
@@ -101,13 +104,15 @@ def _handler(report: Callable[[], dict[str, Any]]) -> type[BaseHTTPRequestHandle
         def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
             """What the parent class refuses: a broken request, another method."""
             phrase = HTTPStatus(code).phrase
-            self._answer(code, {"status": code, "title": phrase, "detail": "GET /health or /health/live."})
+            self._answer(code, {"status": code, "title": phrase, "detail": f"GET {_PATHS}."})
 
         def _answer(self, status: int, body: dict[str, Any]) -> None:
-            data = json.dumps(body).encode()
+            self._send(status, json.dumps(body).encode(), "application/json")
+
+        def _send(self, status: int, data: bytes, media: str) -> None:
             self.close_connection = True
             self.send_response_only(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", media)
             self.send_header("Cache-Control", "no-store")
             self.send_header("X-Content-Type-Options", "nosniff")
             self.send_header("Content-Length", str(len(data)))

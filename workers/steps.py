@@ -8,20 +8,21 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery import bootsteps
 from celery.signals import worker_shutdown
 from celery.worker import state as worker_state
 
+from .. import __version__
 from ..bus import runtime
 from ..bus.holdings import Holding, Holdings
 from ..bus.install import use_broker
 from ..bus.limits import end_overrun
 from ..bus.task import task_types
 from ..bus.transport import carries_tasks
-from ..core.agents import condition
+from ..core.agents import Health, condition
 from ..core.names import check_name
 from ..core.places import regional
 from ..core.requirements import capabilities_of, is_compound, satisfies
@@ -33,6 +34,7 @@ from ..store.client import safe_url
 from ..store.revocations import Revocations
 from ..store.signing import become, keys_of
 from ..store.store import Store
+from ..telemetry.metrics import Registry, Sample
 from .beat import Beat
 from .certificate import OwnCertificate
 from .events import answer_listeners
@@ -76,7 +78,10 @@ class Agent:
             self.kids, _ = self.settings.keyring.kids, self.settings.policies
         self.store = runtime.store_of(self.namespace)
         self.health = HealthServer(
-            self.settings.agent_port, asked=self.settings.port_was_asked, report=self.report
+            self.settings.agent_port,
+            asked=self.settings.port_was_asked,
+            report=self.report,
+            metrics=lambda accept: self.metrics.exposition(accept),
         )
         try:
             self.durability = self.store.check(config=False)  # agents may not read Redis's settings
@@ -129,6 +134,9 @@ class Agent:
             load=self.load,
             renew=self.renew,
             types=self.types,
+        )
+        self.metrics = Registry(
+            "agent", "process", read=self.samples, pulse=self.beat.pulse, version=__version__
         )
         self._prepare_tasks()
         self._select_queues()
@@ -231,6 +239,16 @@ class Agent:
             "refused_tasks": self.holdings.refusals.count,
             **load,
         }
+
+    def samples(self) -> Iterator[Sample]:
+        """What `/metrics` tells beside its beats."""
+        report = self.report()
+        running, held = report["running"], report["held"]
+        slots = {"running": running, "held": held - running, "free": max(0, report["slots"] - running)}
+        for state, number in slots.items():
+            yield Sample("agent_slots", (self.namespace, state), number)
+        for status in Health:
+            yield Sample("agent_status", (self.namespace, str(status)), int(report["status"] == status))
 
     # -- what its beat tells it
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 
 from mesh import __version__
 from mesh.coordinator import (
@@ -16,6 +16,7 @@ from mesh.coordinator import (
     routes_tasks,
     routes_tokens,
 )
+from mesh.coordinator.access import Call, MeshNeeds, Right
 from mesh.coordinator.answers import Json
 from mesh.coordinator.front import Front
 
@@ -23,6 +24,11 @@ __all__ = ["create_app"]
 
 _OWN = "/v1/namespaces/{namespace}"
 _LINKS = ("tasks", "dead-letters", "agents", "capabilities", "queues", "types", "events")
+
+
+_METRICS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
 
 
 def create_app(front: Front) -> FastAPI:
@@ -82,10 +88,24 @@ def _add_health(app: FastAPI, front: Front) -> None:
             return Json({"status": "ready"})
         return Json({"status": "not ready", "detail": why}, 503)
 
+    @app.get("/metrics", tags=["health"], summary="Read the metrics", responses=_METRICS)
+    def metrics(
+        call: Annotated[Call, MeshNeeds(Right(action="read", verb="metrics"))], request: Request
+    ) -> Response:
+        """In the text format of Prometheus, or OpenMetrics if it is asked for. The figures of the namespace are told by the
+        coordinator that leads it, and by no other."""
+        body, media = front.metrics.exposition(request.headers.get("accept", ""))
+        return Response(body, media_type=media)
+
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
         """Where things are."""
         base = _OWN.format(namespace=coordinator.settings.namespace)
         links = {name.replace("-", "_"): f"{base}/{name}" for name in _LINKS}
-        more = {"cluster": "/v1/cluster", "health": "/health", "openapi": "/openapi.json"}
+        more = {
+            "cluster": "/v1/cluster",
+            "health": "/health",
+            "metrics": "/metrics",
+            "openapi": "/openapi.json",
+        }
         return Json({"service": "agent-mesh coordinator", "version": __version__, "links": {**links, **more}})

@@ -7,6 +7,7 @@ import dataclasses
 from mesh.coordinator.events import Events
 from mesh.coordinator.gate import Gate
 from mesh.coordinator.guard import Guard
+from mesh.coordinator.metrics import registry_of
 from mesh.coordinator.service import Coordinator
 from mesh.coordinator.submitting import Submitter
 from mesh.coordinator.waiting import Ends, Waiting
@@ -40,6 +41,7 @@ class Front:
             kid=lambda: rotation_of(self.settings).signing(),
         )
         self.guard = Guard(self.settings)
+        self.metrics = registry_of(coordinator)
         self.submitter = Submitter()
         self.ends = Ends(coordinator.store.client)
         self.waiting = Waiting(self.ends)

@@ -17,6 +17,7 @@ from mesh.errors import MeshError
 from mesh.store.agents import Lead
 from mesh.store.coordinators import Coordinators
 from mesh.store.store import Store
+from mesh.telemetry.metrics import Pulse
 
 __all__ = ["LEAD_MS", "Leadership"]
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Leadership:
         self._known: Lead | None = None  # what Redis said last
         self._trusted: tuple[Lead, float] | None = None  # our own, and until when by the monotonic clock
         self._resigned = False
+        self.pulse = Pulse()
 
     @property
     def lead(self) -> Lead | None:
@@ -79,7 +81,8 @@ class Leadership:
     def _ask(self) -> None:
         asked_at, before = time.monotonic(), self._trusted
         known = self.term
-        self._known = found = self._store.agents.lead(self._id, LEAD_MS)
+        with self.pulse.beat():
+            self._known = found = self._store.agents.lead(self._id, LEAD_MS)
         if found.term < known:
             logger.warning(
                 "Redis has gone back in time, from term %d to %d: see docs/backup.md", known, found.term

@@ -22,10 +22,12 @@ from types import FrameType
 
 import msgspec
 import uvicorn
+from starlette.types import ASGIApp
 
 from mesh.bus.app import app as celery_app
 from mesh.coordinator.app import create_app
 from mesh.coordinator.front import Front
+from mesh.coordinator.metrics import Counted
 from mesh.coordinator.service import Coordinator
 from mesh.coordinator.shortcut import Shortcut
 from mesh.coordinator.tls import Tls, tls_of
@@ -188,10 +190,16 @@ def _terms(settings: Settings, front: Front) -> Terms:
         )  # fmt: skip
     return Terms(
         front.guard,
+        front.metrics.http,
         patience_s=settings.http_read_timeout_ms / 1000,
         connections=connections,
         message_bytes=front.batch_limit,
     )
+
+
+def application(front: Front) -> ASGIApp:
+    """All that stands behind the connections."""
+    return Counted(Shortcut(create_app(front)), front.metrics.http)
 
 
 def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None) -> None:
@@ -211,7 +219,7 @@ def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None)
         front = Front(coordinator)
         server = _Server(
             uvicorn.Config(
-                Shortcut(create_app(front)),
+                application(front),
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -223,6 +231,7 @@ def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None)
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )
+        coordinator.connections = lambda: len(server.server_state.connections)
         server.front, server.lame_duck_s = front, settings.lame_duck_ms / 1000
         server.terms, server.tls = _terms(settings, front), tls
 

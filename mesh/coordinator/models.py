@@ -458,6 +458,7 @@ class CapabilityView(Struct, kw_only=True):
     scheduled: Count
     running: Count
     oldest_age_ms: Count | None
+    p95_run_ms: float | None
 
 
 class CapabilityList(Struct, kw_only=True):

@@ -30,6 +30,33 @@ cluster_router = APIRouter(prefix="/v1", default_response_class=Json)
 
 AgentId = Annotated[str, Path(description="Id of the agent.", examples=["worker-1"])]
 
+_LABELS = ("agent", "namespace", "region", "capabilities")
+_TARGETS = "Agents that have not left: {targets: [address], labels: {__meta_agent_mesh_...: text}} each."
+_TARGETS_CONTENT = {
+    "application/json": {
+        "schema": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["targets", "labels"],
+                "properties": {
+                    "targets": {"type": "array", "items": {"type": "string"}},
+                    "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+                },
+            },
+        },
+        "example": [
+            {
+                "targets": ["10.0.0.7:3001"],
+                "labels": {
+                    f"__meta_agent_mesh_{name}": value
+                    for name, value in zip(_LABELS, ("worker-1", "default", "", "gpu,ocr"), strict=True)
+                },
+            }
+        ],
+    }
+}
+
 
 @router.get("/agents", tags=["agents"], summary="List agents", responses=openapi.answers(models.AgentList))
 def list_agents(
@@ -123,7 +150,7 @@ def drain(
             "capabilities": [
                 {
                     "capability": "data-processing", "agents": 2, "slots": 8, "free_slots": 3, "backlog": 120,
-                    "scheduled": 0, "running": 5, "oldest_age_ms": 4200,
+                    "scheduled": 0, "running": 5, "oldest_age_ms": 4200, "p95_run_ms": 1750.0,
                 }
             ]
         },
@@ -132,6 +159,33 @@ def drain(
 def list_capabilities(call: ReadsAll) -> Response:
     """Who offers each, and what waits for it: what an autoscaler needs."""
     return Json({"capabilities": listing.capabilities(call.store)})
+
+
+@router.get(
+    "/metrics-targets",
+    tags=["agents"],
+    summary="List the agents for Prometheus",
+    responses={**openapi.answers(None), 200: {"description": _TARGETS, "content": _TARGETS_CONTENT}},
+)
+def list_targets(call: ReadsAll) -> Response:
+    """The agents that have not left, as Prometheus' HTTP service discovery wants it; see docs/metrics.md."""
+    found = [agent for agent in agent_services.discover(call.store) if agent.status is not Health.OFFLINE]
+    return Json(
+        [
+            {
+                "targets": [f"{agent.address}:{agent.port}"],
+                "labels": {
+                    f"__meta_agent_mesh_{name}": value
+                    for name, value in zip(
+                        _LABELS,
+                        (agent.id, agent.namespace, agent.region or "", ",".join(agent.capabilities)),
+                        strict=True,
+                    )
+                },
+            }
+            for agent in found
+        ]
+    )
 
 
 @router.get("/queues", tags=["queues"], summary="List queues", responses=openapi.answers(models.QueueList))

@@ -8,6 +8,7 @@ import secrets
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from mesh import __version__
@@ -42,6 +43,7 @@ class Coordinator:
         self.port = port
         self.beats = 0
         self.stopping = False
+        self.connections: Callable[[], int] = lambda: 0  # of HTTP, that are open
         self.started_at = time.time()
         self.revocations = Revocations(self.store.client)
         self.leadership = Leadership(self.store, self.coordinators, self.id, self._fields)

@@ -11,9 +11,10 @@ import logging
 import re
 
 from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
-from mesh.coordinator import problems
+from mesh.coordinator import problems, routes_submit
 from mesh.coordinator.access import enter
 from mesh.coordinator.routes_submit import SUBMIT, submit_to
 
@@ -27,6 +28,11 @@ class Shortcut:
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
+        self._route = next(
+            one
+            for one in routes_submit.router.routes
+            if isinstance(one, APIRoute) and one.endpoint is routes_submit.submit
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -34,11 +40,16 @@ class Shortcut:
                 await self._submit(match[1], scope, receive, send)
                 return
             if scope["method"] == "HEAD":  # as GET; the server leaves the body out
-                scope = {**scope, "method": "GET"}
+                get = {**scope, "method": "GET"}
+                try:
+                    await self._app(get, receive, send)
+                finally:
+                    scope["route"] = get.get("route")
+                return
         await self._app(scope, receive, send)
 
     async def _submit(self, namespace: str, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"] = self._app
+        scope["app"], scope["route"] = self._app, self._route
         request = Request(scope, receive)
         try:
             response = await submit_to(enter(request, SUBMIT, namespace), request)

@@ -28,6 +28,7 @@ from mesh.coordinator import problems
 from mesh.coordinator.answers import encode
 from mesh.coordinator.guard import Guard
 from mesh.core.sources import limited_as
+from mesh.telemetry.metrics import HttpMeter
 
 __all__ = ["HEADERS", "HEADERS_OF_TLS", "Terms", "Wire"]
 
@@ -54,8 +55,10 @@ class Terms:
     `patience_s`: seconds without progress; `message_bytes`: of the biggest request.
     """
 
-    def __init__(self, guard: Guard, *, patience_s: float, connections: int, message_bytes: int) -> None:
-        self.guard = guard
+    def __init__(
+        self, guard: Guard, meter: HttpMeter, *, patience_s: float, connections: int, message_bytes: int
+    ) -> None:
+        self.guard, self.meter = guard, meter
         self.patience_s = patience_s
         self.connections = connections
         self.message_bytes = message_bytes
@@ -312,7 +315,11 @@ class Wire(HttpToolsProtocol):
         )
         if wait_s:
             return self._answer(429, f"{source} asks too often.", problems.retry_after(wait_s))
-        if path[:3] == "/v1" and b"authorization" in names and (wait_s := self._guard.locked_s(key)):
+        if (
+            path.startswith(("/v1", "/metrics"))
+            and b"authorization" in names
+            and (wait_s := self._guard.locked_s(key))
+        ):
             said_s = problems.retry_after(wait_s)
             return self._answer(429, f"Too many tokens from {source} were not valid.", said_s)
         return self.app
@@ -361,6 +368,7 @@ class Wire(HttpToolsProtocol):
         return [*head, (b"connection", b"close")] if close else head
 
     def _raw(self, status: int, detail: str, retry_after: str) -> bytes:
+        self._terms.meter.count("", "", status)
         body = encode(problems.plain(status, detail))
         lines = self._head(body, retry_after, close=not self._terms.closing)
         head = b"".join(b"%b: %b\r\n" % line for line in lines)
@@ -368,6 +376,7 @@ class Wire(HttpToolsProtocol):
 
     def _answer(self, status: int, detail: str, retry_after: str) -> Callable[..., Any]:
         """An application that says no."""
+        self._terms.meter.count("", "", status)
 
         async def app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
             body = encode(problems.plain(status, detail))

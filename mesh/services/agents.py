@@ -144,15 +144,17 @@ def judge(store: Store, lead: str) -> Judged:
     return Judged(changed=changed, forgotten=sum(store.agents.judge(lead, page) for page in pages))
 
 
+def takes_work(agent: AgentInfo) -> bool:
+    """Whether it takes new tasks at all."""
+    return agent.status in (Health.HEALTHY, Health.DEGRADED) and not agent.cordoned
+
+
 def capable(store: Store, requirement: str) -> list[AgentInfo]:
     """The agents that could take a task of this requirement: they offer it all, are there and not cordoned."""
-    there = (Health.HEALTHY, Health.DEGRADED)
     return [
         agent
         for agent in discover(store)
-        if agent.status in there
-        and not agent.cordoned
-        and satisfies(frozenset(agent.capabilities), requirement)
+        if takes_work(agent) and satisfies(frozenset(agent.capabilities), requirement)
     ]
 
 

@@ -13,15 +13,16 @@ from typing import Any
 from mesh.core.agents import Health
 from mesh.core.requirements import capabilities_of
 from mesh.core.states import LIVE, State
+from mesh.core.timings import Kind, Timing
 from mesh.errors import Invalid
 from mesh.services import tasks as task_services
 from mesh.services import views
-from mesh.services.agents import AgentInfo, discover, unmet_warning
+from mesh.services.agents import AgentInfo, discover, takes_work, unmet_warning
 from mesh.services.tasks import DEFAULTS, Options
 from mesh.store.store import Store
 from mesh.store.tasks import Record
 
-__all__ = ["Filter", "capabilities", "dead_letters", "explain", "queues", "tasks", "why"]
+__all__ = ["Filter", "capabilities", "dead_letters", "explain", "oldest_ages", "queues", "tasks", "why"]
 
 _PAGE = 250  # records read in one round trip
 _BANDS = 10  # priorities
@@ -156,7 +157,7 @@ def queues(store: Store) -> list[dict[str, Any]]:
     `states`: state -> tasks, now in it for live states, ever ended in it for the others.
     """
     counts = store.tasks.counts()
-    ages = _oldest_ages(store)
+    ages = oldest_ages(store)
     return [
         {
             "queue": name,
@@ -171,7 +172,7 @@ def queues(store: Store) -> list[dict[str, Any]]:
     ]
 
 
-def _oldest_ages(store: Store) -> dict[str, int]:
+def oldest_ages(store: Store) -> dict[str, int]:
     """Queue -> ms for which its oldest task has waited."""
     oldest = _oldest_of_each(store)
     now_ms = store.agents.now_ms()
@@ -209,21 +210,21 @@ def _oldest_of_each(store: Store) -> list[str]:
 def capabilities(store: Store) -> list[dict[str, Any]]:
     """What is offered or asked for, by name; an autoscaler reads this.
 
-    {capability, agents, slots, free_slots, backlog, scheduled, running, oldest_age_ms}: `agents` that take work now, and their
-    slots; `backlog`: tasks that wait for an agent in all queues that need the capability; `oldest_age_ms`: see `queues`.
+    {capability, agents, slots, free_slots, backlog, scheduled, running, oldest_age_ms, p95_run_ms}: `agents` that take work now,
+    and their slots; `backlog`: tasks that wait for an agent in all queues that need the capability; `oldest_age_ms`: see
+    `queues`; `p95_run_ms`: 95 % of all its attempts ran no longer, None if none did.
     """
     rows: dict[str, dict[str, Any]] = {}
 
     def row(name: str) -> dict[str, Any]:
         empty = {"agents": 0, "slots": 0, "free_slots": 0, "backlog": 0, "scheduled": 0, "running": 0}
-        return rows.setdefault(name, {"capability": name, **empty, "oldest_age_ms": None})
+        return rows.setdefault(name, {"capability": name, **empty, "oldest_age_ms": None, "p95_run_ms": None})
 
     for agent in discover(store):
         if agent.status is not Health.OFFLINE:
-            takes = agent.status in _THERE and not agent.cordoned
             for name in agent.capabilities:
                 one = row(name)
-                if takes:
+                if takes_work(agent):
                     one["agents"] += 1
                     one["slots"] += agent.slots
                     one["free_slots"] += max(0, agent.slots - agent.running)
@@ -238,6 +239,13 @@ def capabilities(store: Store) -> list[dict[str, Any]]:
             one["running"] += states.get(State.RUNNING, 0)
             ages = [age for age in (one["oldest_age_ms"], queue["oldest_age_ms"]) if age is not None]
             one["oldest_age_ms"] = max(ages, default=None)
+    ran: dict[str, list[Timing]] = {}
+    for (where, kind), timing in store.tasks.timings().items():
+        if kind is Kind.RUN:
+            for name in capabilities_of(where) & rows.keys():
+                ran.setdefault(name, []).append(timing)
+    for name, timings in ran.items():
+        rows[name]["p95_run_ms"] = Timing.together(timings).quantile_ms(0.95)
     return [rows[name] for name in sorted(rows)]
 
 

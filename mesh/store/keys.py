@@ -53,6 +53,12 @@ TABLE: tuple[Row, ...] = (
         PERMANENT,
         "`<queue>|<state>` -> tasks: now in a live state, ever ended in an end state",
     ),
+    _row(
+        "timings",
+        "hash",
+        PERMANENT,
+        "`<queue>|<wait or run>|<bucket>` -> attempts, `...|sum` -> ms: see `mesh.core.timings`",
+    ),
     _row("sequence", "string", PERMANENT, "arrival number of the last task"),
     _row("requirements", "hash", PERMANENT, "requirement of several capabilities -> ms of its registration"),
     _row(

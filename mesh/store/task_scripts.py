@@ -39,6 +39,7 @@ def retry(
     requirements_version: Key,
     sequence: Key,
     present: Key,
+    timings: Key,
     prefix: Prefix,
     task_id: Arg[str],
     fence: Arg[str],
@@ -79,6 +80,7 @@ def fetch(
     dead: Key,
     chords_due: Key,
     sequence: Key,
+    timings: Key,
     prefix: Prefix,
     keep_ms: Arg[int],
     holder: Arg[str],
@@ -93,7 +95,7 @@ def fetch(
 
 
 @script
-def start(counters: Key, prefix: Prefix, entries: Args[str]) -> None: ...
+def start(counters: Key, timings: Key, prefix: Prefix, entries: Args[str]) -> None: ...
 
 
 @script
@@ -103,6 +105,7 @@ def settle(
     counters: Key,
     dead: Key,
     chords_due: Key,
+    timings: Key,
     prefix: Prefix,
     keep_ms: Arg[int],
     ignored_keep_ms: Arg[int],

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mesh.core.states import LIVE, TERMINAL, State
+from mesh.core.timings import BOUNDS_MS, Kind, Timing
 from mesh.errors import StaleFence
 from mesh.store.client import Client, pack, pack_words
 from mesh.store.keys import Keys
@@ -504,6 +505,22 @@ class Tasks:
             queue, _, state = name.decode().rpartition("|")
             table.setdefault(queue, {})[state] = int(value)
         return table
+
+    def timings(self) -> dict[tuple[str, Kind], Timing]:
+        """(queue, kind) -> how long its attempts have taken."""
+        raw = self._client.execute("HGETALL", self._keys["timings"])
+        buckets: dict[tuple[str, Kind], list[int]] = {}
+        sums: dict[tuple[str, Kind], int] = {}
+        for name, value in zip(raw[::2], raw[1::2], strict=True):
+            queue, kind, bucket = name.decode().rsplit("|", 2)
+            one = (queue, Kind(kind))
+            if bucket == "sum":
+                sums[one] = int(value)
+            else:
+                buckets.setdefault(one, [0] * (len(BOUNDS_MS) + 1))[int(bucket) - 1] = int(value)
+        return {
+            one: Timing(buckets=tuple(numbers), sum_ms=sums.get(one, 0)) for one, numbers in buckets.items()
+        }
 
     def size(self, queue: str) -> int:
         """Tasks that wait for a requirement, wherever they were placed."""

@@ -226,6 +226,8 @@ class Model:
             target,
         ):
             return Answer.REPEATED
+        if refusal and refusal != "missing":
+            self.events[self.tasks[task_id].queue, "late"] += 1
         if not refusal:
             self.move(Verb.SETTLE, task_id, target)
             self.tasks[task_id].fence = fence  # only an end that was settled keeps it
@@ -276,6 +278,8 @@ class Model:
         if refusal:
             return refusal, ""
         self.crashed(Verb.CRASH, task_id)
+        if self.tasks[task_id].state is State.QUEUED:
+            self.events[self.tasks[task_id].queue, "process_died"] += 1
         return "moved", self.tasks[task_id].state
 
     def crashed(self, verb: Verb, task_id: str) -> None:

@@ -17,7 +17,9 @@ from tests.waiting import wait_until
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    server = HealthServer(0, asked=False, report=lambda: {"status": "healthy"})
+    server = HealthServer(
+        0, asked=False, report=lambda: {"status": "healthy"}, metrics=lambda _: (b"", "text/plain")
+    )
     server.start()
     yield server.port
     server.stop()

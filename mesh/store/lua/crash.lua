@@ -10,6 +10,7 @@ if not LEGAL.crash[state] then return {'stale', '', '', ''} end
 if FENCED and held ~= fence then return {'fenced', '', '', ''} end
 agent = string.match(agent, '^[^#]*')
 local now_in, group, said = crashed(task_id, queue, state, score, chord, crashes, max_crashes, dead_keep_ms, agent, sentence)
+if now_in == 'queued' then count(queue, 'process_died', 1) end
 if now_in == 'dead_lettered' then redis.call('ZADD', poisoned, text(now + 10000), task_id) end
 redis.call('ZREM', leases, task_id)
 write_counts()

@@ -1,4 +1,4 @@
---#include time counts queues places nudge finish overdue promote
+--#include time counts timings queues places nudge finish overdue promote
 --#allow-oom
 -- Leases up to `limit` queued tasks of the given queues to a holder, oldest and most urgent first.
 -- isolated: 1 if each task runs in a process of its own; held: how many tasks the holder has (noted for `least-loaded`).
@@ -37,7 +37,7 @@ if #candidates > 1 then table.sort(candidates, function(a, b) return a.score < b
 local taken, gone, alone = {}, {}, false
 -- Decides about one queued id: takes it, drops it (ended or vanished), or leaves it.
 local function consider(id, queue)
-  local r = redis.call('HMGET', TASK .. id, 'state', 'attempt', 'run', 'crashes', 'suspect', 'expires_at', 'queued', 'chord', 'priority', 'deadline_at')
+  local r = redis.call('HMGET', TASK .. id, 'state', 'attempt', 'run', 'crashes', 'suspect', 'expires_at', 'queued', 'chord', 'priority', 'deadline_at', 'created')
   local state = r[1]
   if not state or not LEGAL.lease[state] then
     if not state and not string.find(queue, '@@', 1, true) then count(queue, 'queued', -1) end
@@ -68,7 +68,7 @@ local function consider(id, queue)
   local marks = (attempt > 1 and 1 or 0) + (watched and 2 or 0)
   local requirement = queue
   if string.find(queue, '@@', 1, true) then requirement = redis.call('HGET', TASK .. id, 'queue') end
-  taken[#taken + 1] = {id, requirement, attempt .. '-' .. nonce, r[3] or '1', marks, message, attempt, watched, r[6], r[9] or '4', r[10]}
+  taken[#taken + 1] = {id, requirement, attempt .. '-' .. nonce, r[3] or '1', marks, message, attempt, watched, r[6], r[9] or '4', r[10], r[7] or r[11] or stamp}
   gone[queue][#gone[queue] + 1] = id
   alone = watched and true or false
 end
@@ -97,6 +97,7 @@ for _, task in ipairs(taken) do
   if task[8] then
     redis.call('HSET', TASK .. task[1], 'state', target, 'attempt', task[7], 'fence', task[3], 'agent', holder, 'leased', stamp,
       'started', stamp)
+    measure('wait', task[2], now - task[12])
   else
     redis.call('HSET', TASK .. task[1], 'state', target, 'attempt', task[7], 'fence', task[3], 'agent', holder, 'leased', stamp)
   end
@@ -121,6 +122,7 @@ for _, candidate in ipairs(candidates) do
   end
 end
 write_counts()
+write_timings()
 
 local next_due = -1
 if #taken == 0 then

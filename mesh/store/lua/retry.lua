@@ -1,4 +1,4 @@
---#include time counts queues places choose nudge requirements past
+--#include time counts timings queues places choose nudge requirements past
 --#allow-oom
 -- The running attempt publishes its own id again (Celery's self.retry and Task.replace), with a new message.
 -- how: failed or timed_out, by `problem` (one line), or replaced (by itself). An attempt that ran out of time does not publish: its
@@ -6,14 +6,15 @@
 -- publication of the id comes (a replacing chord's body). Answers moved | missing | fenced | stale | full |
 -- late (its next try would come after its deadline: nothing is changed).
 local key = TASK .. task_id
-local state, held, old_queue, expires_at, placing, deadline_at =
-  unpack(redis.call('HMGET', key, 'state', 'fence', 'queue', 'expires_at', 'placing', 'deadline_at'))
+local state, held, old_queue, expires_at, placing, deadline_at, started =
+  unpack(redis.call('HMGET', key, 'state', 'fence', 'queue', 'expires_at', 'placing', 'deadline_at', 'started'))
 if not state then return 'missing' end
 if not LEGAL.retry[state] then return 'stale' end
 if FENCED and held ~= fence then return 'fenced' end
 if deadline_at and delay_ms ~= 'parked' and now + (tonumber(delay_ms) or 0) >= tonumber(deadline_at) then return 'late' end
 if not register(queue) then return 'full' end
 remember(task_id, how, problem)
+if state == 'running' and started then measure('run', old_queue, now - started) end
 local arrival = redis.call('INCR', sequence)
 local score = text((9 - tonumber(priority)) * 562949953421312 + arrival)
 local target = delay_ms == '' and 'queued' or 'scheduled'
@@ -35,4 +36,5 @@ count(old_queue, state, -1)
 count(queue, target, 1)
 if how ~= 'replaced' then redis.call('HINCRBY', counters, queue .. '|retries', 1) end
 write_counts()
+write_timings()
 return 'moved'
