@@ -153,6 +153,37 @@ class Rotation:
             load.mesh.close()
 
 
+class JoinedRotation(Rotation):
+    """The same with agents that joined over HTTP: they know no secret, have a join token in a file, and are never restarted."""
+
+    def __init__(self, stage: Stage, old: str, new: str) -> None:
+        self.token = stage.folder / "join-token"
+        self.give_token(stage, old)
+        super().__init__(stage, old, new)
+
+    def give_token(self, stage: Stage, secret: str) -> None:
+        made = token(
+            kind="join", subject="fleet", agent_type="worker", namespaces=[stage.namespace], secret=secret
+        )
+        beside = self.token.with_suffix(".new")
+        beside.write_text(made)
+        beside.replace(self.token)
+
+    def start_agent(self, name: str, secret: str, coming: str | None) -> None:
+        urls = ",".join(self.stage.url(one) for one in self.names["coordinators"])
+        self.stage.start(
+            name, pool="threads", capabilities="double,parent", include="tests.chaos.rotation_tasks",
+            REDIS_URL="", MESH_JWT_SECRET="", COORDINATOR_URL=urls, MESH_JOIN_TOKEN_FILE=str(self.token),
+            HEARTBEAT_INTERVAL_MS="1000", TRANSPORT_RETRIES="8",
+        )  # fmt: skip
+
+    def refused(self) -> dict[str, int]:
+        """Tasks that each agent did not believe."""
+        records = [self.stage.mesh.store.agents.get(name) or {} for name in self.names["agents"]]
+        bodies = [httpx2.get(f"http://127.0.0.1:{one['port']}/health", timeout=5).json() for one in records]
+        return {one["agent"]: one["refused_tasks"] for one in bodies}
+
+
 @pytest.fixture
 def rotation(stage: Stage) -> Iterator[Rotation]:
     made = Rotation(stage, SECRET, secrets.token_hex(32))
@@ -174,6 +205,42 @@ def test_nobody_is_refused_while_the_secret_changes(rotation: Rotation, order: t
     assert set(sealed_with(stage.mesh.store, [one.id for one in waiting])) == {key_id(new.encode())}
     for role in order:
         rotation.restart(role, new, None)
+    finish(rotation)
+
+    with rotation.open(new, None) as mesh:
+        noted, _ = audit.entries(mesh.store.client, action="rotate", namespaces={stage.namespace})
+        assert {one["object"] for one in noted} == {f"key {key_id(new.encode())}"}
+        every_task_is_done(rotation, mesh)
+        the_old_secret_is_worth_nothing(rotation, mesh)
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(400)
+def test_joined_agents_live_through_a_change_of_the_secret(stage: Stage) -> None:
+    """They are told of the keys by coordinators, and want a new token before the old secret ends."""
+    rotation = JoinedRotation(stage, SECRET, secrets.token_hex(32))
+    try:
+        old, new = rotation.old, rotation.new
+        for role in ("coordinators", "producer", "caller"):
+            rotation.restart(role, old, new)
+        rotation.give_token(stage, new)
+        rotation.settled()
+        for role in ("coordinators", "producer", "caller"):
+            rotation.restart(role, new, None)
+        finish(rotation)
+        with rotation.open(new, None) as mesh:
+            every_task_is_done(rotation, mesh)
+            assert rotation.refused() == dict.fromkeys(rotation.names["agents"], 0)
+            the_old_secret_is_worth_nothing(rotation, mesh)
+            assert sum(rotation.refused().values()) == 1
+        ended = [name for name in rotation.names["agents"] if stage.processes[name].poll() is not None]
+        assert not ended, stage.tails()
+    finally:
+        rotation.stop()
+
+
+def finish(rotation: Rotation) -> None:
+    """After some more work: nobody was refused."""
     count = {name: len(load.handles) for name, load in rotation.loads.items()}
     wait_until(
         lambda: all(len(rotation.loads[name].handles) > count[name] + 10 for name in count), 60, "more work"
@@ -181,17 +248,15 @@ def test_nobody_is_refused_while_the_secret_changes(rotation: Rotation, order: t
     rotation.stop()
     assert {name: load.refusals for name, load in rotation.loads.items()} == {"producer": [], "caller": []}
 
-    with rotation.open(new, None) as mesh:
-        noted, _ = audit.entries(mesh.store.client, action="rotate", namespaces={stage.namespace})
-        assert {one["object"] for one in noted} == {f"key {key_id(new.encode())}"}
-        for load in rotation.loads.values():
-            assert len(load.handles) > 20
-            for handle in load.handles:
-                answer = mesh.handle(handle.id).result(timeout_s=90)
-                if isinstance(answer, str):  # a parent's: what it has published is done as well
-                    assert isinstance(mesh.handle(answer).result(timeout_s=90), int)
-        assert mesh.dead_letters() == []
-        the_old_secret_is_worth_nothing(rotation, mesh)
+
+def every_task_is_done(rotation: Rotation, mesh: Mesh) -> None:
+    for load in rotation.loads.values():
+        assert len(load.handles) > 20
+        for handle in load.handles:
+            answer = mesh.handle(handle.id).result(timeout_s=90)
+            if isinstance(answer, str):  # a parent's: what it has published is done as well
+                assert isinstance(mesh.handle(answer).result(timeout_s=90), int)
+    assert mesh.dead_letters() == []
 
 
 def the_old_secret_is_worth_nothing(rotation: Rotation, mesh: Mesh) -> None:
