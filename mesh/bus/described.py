@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from mesh.core.schemas import trouble
 from mesh.errors import Invalid
 
 Convert = Callable[[Any], Any]
@@ -87,11 +88,21 @@ class Described:
     # -- what the registry is told
 
     def row(self) -> dict[str, Any]:
-        """JSON values for the registry. Raises `Invalid` for annotations that say nothing about JSON."""
+        """JSON values for the registry.
+
+        Raises `Invalid` for annotations that say nothing about JSON, and for schemas of payloads that `trouble` refuses.
+        """
+        schema = self._shown_payload_schema()
+        why = "" if schema is None else trouble(schema)
+        if why:
+            raise Invalid(
+                f"The schema of the payload of task type {self.name} is not used, since it {why}: give the task a simpler "
+                "payload_schema, or its parameter no annotation."
+            )
         return {
             **self._fixed,
             "description": (inspect.getdoc(self.function) or "").partition("\n")[0].strip(),
-            "payload_schema": self._shown_payload_schema(),
+            "payload_schema": schema,
             "result_schema": self._result_schema if self._result_schema is not None else self._result[0],
             "examples": [self._checked_example(example) for example in self._examples],
         }

@@ -18,6 +18,8 @@ import msgspec
 
 from mesh.bus.described import place_of, wrong_payload
 from mesh.core.requirements import canonical
+from mesh.core.schemas import trouble
+from mesh.errors import Invalid
 from mesh.store.store import Store
 
 _BELIEVED_S = 5.0  # how long an answer of the registry is taken for true
@@ -44,6 +46,9 @@ class TypeInfo:
     retry_delay_cap_s: float | None = None
     no_retry_for: tuple[str, ...] = ()  # names of exceptions
     schema_text: str = field(default="", compare=False, repr=False)  # names its validator in the cache
+    schema_trouble: str = field(
+        default="", compare=False, repr=False
+    )  # why there is none, though one is advertised
 
     @property
     def requirement(self) -> str:
@@ -52,7 +57,7 @@ class TypeInfo:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        shown = {name: value for name, value in self.__dict__.items() if name != "schema_text"}
+        shown = {name: value for name, value in self.__dict__.items() if not name.startswith("schema_")}
         return {**shown, "requires": list(self.requires), "no_retry_for": list(self.no_retry_for)}
 
 
@@ -94,6 +99,10 @@ def unknown_hint(store: Store, task_type: str) -> str:
 
 def check(info: TypeInfo, payload: Any) -> None:
     """Raise `Invalid`, naming the place, unless the payload fits its type's schema (a type without one takes anything)."""
+    if info.schema_trouble:
+        raise Invalid(
+            f"Task type {info.name} takes no tasks: the schema of its payload is not used, since it {info.schema_trouble}."
+        )
     if info.payload_schema is None:
         return
     validator = _validator(info.schema_text)
@@ -117,6 +126,9 @@ def _key(name: str) -> str:
 
 def _info(name: str, row: Mapping[str, Any]) -> TypeInfo:
     schema = row.get("payload_schema")
+    why = "" if schema is None else trouble(schema)
+    if why:
+        schema = None
     return TypeInfo(
         name=name,
         queue=row.get("queue"),
@@ -131,6 +143,7 @@ def _info(name: str, row: Mapping[str, Any]) -> TypeInfo:
         retry_delay_cap_s=row.get("retry_delay_cap_s"),
         no_retry_for=tuple(row.get("no_retry_for", ())),
         schema_text="" if schema is None else json.dumps(schema, sort_keys=True),
+        schema_trouble=why,
     )
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from mesh.errors import Invalid
 from mesh.services import types
 from mesh.store.store import Store
 from mesh.store.types import KEPT_MS
@@ -64,3 +67,16 @@ def test_near_misses_come_from_types_and_capabilities(store: Store) -> None:
     assert types.unknown_hint(store, "dataprocessing") == "Did you mean data-processing?"
     assert types.unknown_hint(store, "translat") == "Did you mean translate?"
     assert types.unknown_hint(store, "data-processing") == types.unknown_hint(store, "translate") == ""
+
+
+def test_a_schema_that_would_hold_its_readers_is_not_used(store: Store) -> None:
+    """Whoever writes to Redis may advertise one, of any type."""
+    definitions = {f"d{one}": {"allOf": [{"$ref": f"#/$defs/d{one + 1}"}] * 2} for one in range(60)}
+    schema = {"$ref": "#/$defs/d0", "$defs": {**definitions, "d60": {"type": "string"}}}
+    store.types.advertise({"nasty": {"payload_schema": schema}, "plain": {}})
+    store.client.execute("HSET", store.keys["types"], "deep", b'%d {"a":%b' % (store.now_ms(), b"[" * 50_000))
+    info = types.find(store, "nasty")
+    assert info is not None and info.payload_schema is None
+    with pytest.raises(Invalid, match=r"Task type nasty takes no tasks: .* is nested deeper than 100 levels"):
+        types.check(info, "x")
+    assert json.dumps([one.to_json() for one in types.advertised(store)]).count("name") == 2

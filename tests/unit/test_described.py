@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,8 +47,6 @@ def described(function: Callable[..., Any], **more: Any) -> Described:
 def info(one: Described) -> TypeInfo:
     """As the registry would give it back."""
     row = one.row()
-    import json
-
     return TypeInfo(
         name=one.name, payload_schema=row["payload_schema"], schema_text=json.dumps(row["payload_schema"])
     )
@@ -218,7 +217,7 @@ def test_a_right_payload_passes_and_models_do_too(payload: Any) -> None:
     "schema", [{"type": "nonsense"}, {"$ref": "http://127.0.0.1:9/schema"}, {"$ref": "#/nowhere"}]
 )
 def test_a_schema_that_is_none_checks_nothing_and_fetches_nothing(schema: dict[str, Any]) -> None:
-    check(info(described(plain_any, payload_schema=schema)), {"a": 1})
+    check(TypeInfo(name="ocr", payload_schema=schema, schema_text=json.dumps(schema)), {"a": 1})
 
 
 def test_annotations_that_are_no_json_are_said_in_one_sentence() -> None:
@@ -289,3 +288,17 @@ print([name for name in ("pydantic", "jsonschema_rs") if name in sys.modules])
 )
 def test_near_misses(name: str, near: list[str]) -> None:
     assert near_misses(name, ["data-processing", "ocr", "task-execution"]) == near
+
+
+class Tree(pydantic.BaseModel):
+    below: list[Tree]
+
+
+def test_a_payload_that_contains_itself_is_not_advertised() -> None:
+    def grow(payload: Tree) -> None: ...
+
+    with pytest.raises(
+        Invalid, match=r"payload of task type ocr .* refers to itself .* simpler payload_schema"
+    ):
+        described(grow).row()
+    assert described(grow, payload_schema={"type": "object"}).row()["payload_schema"] == {"type": "object"}
