@@ -21,7 +21,7 @@ from ..errors import Conflict
 Report = Callable[[], dict[str, Any]]
 Metrics = Callable[[str], tuple[bytes, str]]  # header Accept -> (text, its media type)
 _PATHS = "/health, /health/live and /metrics"
-_MOST = 16  # connections at a time; the next is closed at once
+_MOST, _MOST_OF_ONE = 16, 4  # connections at a time, and those of one address; the next is closed at once
 _PATIENCE_S = 5.0  # for one of them, from its beginning to its end
 _OFTEN_S = 0.5
 
@@ -32,23 +32,25 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self._since: dict[Any, float] = {}
+        self._held: dict[Any, tuple[str, float]] = {}  # connection -> whose, since when
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if len(self._since) >= _MOST:
+        peer = client_address[0]
+        peers = [one for one, _ in list(self._held.values())]
+        if len(peers) >= _MOST or peers.count(peer) >= _MOST_OF_ONE:
             self.shutdown_request(request)
             return
-        self._since[request] = time.monotonic()
+        self._held[request] = peer, time.monotonic()
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        self._since.pop(request, None)
+        self._held.pop(request, None)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
         """Called by the loop twice a second: who has had his time is cut off, which ends what his thread waits for."""
-        for request, since in list(self._since.items()):
+        for request, (_, since) in list(self._held.items()):
             if time.monotonic() - since > _PATIENCE_S:
                 with contextlib.suppress(OSError):
                     request.shutdown(socket.SHUT_RDWR)

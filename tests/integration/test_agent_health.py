@@ -57,14 +57,35 @@ def test_what_it_answers(port: int) -> None:
         assert answer.endswith(b"}"), "a sentence in JSON"
 
 
+def connect(port: int, address: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=20, source_address=(address, 0))
+
+
+def answers(port: int, address: str) -> bool:
+    """Whether it answers who comes from there; it closes at once what it does not serve."""
+    with connect(port, address) as link:
+        try:
+            link.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+            return b" 200 " in link.recv(65536)
+        except ConnectionError:
+            return False
+
+
+def test_one_address_does_not_take_all_connections(port: int) -> None:
+    with ExitStack() as stack:
+        links = [stack.enter_context(connect(port, "127.0.0.2")) for _ in range(20)]
+        assert not answers(port, "127.0.0.2")
+        assert answers(port, "127.0.0.3")
+        links[0].close()
+        wait_until(lambda: answers(port, "127.0.0.2"), 20, "its own to be served again")
+
+
 @pytest.mark.ci
 def test_who_sends_nothing_or_too_slowly_does_not_hold_it(port: int) -> None:
     """60 connections: 16 are served at a time, each for 5 s at most, so that others come in again."""
     before = threading.active_count()
     with ExitStack() as stack:
-        links = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in range(60)
-        ]
+        links = [stack.enter_context(connect(port, f"127.0.0.{2 + number // 4}")) for number in range(60)]
         for link in links[:30]:
             link.send(b"GET /hea")
         assert threading.active_count() <= before + 17
