@@ -103,6 +103,11 @@ def test_who_is_behind_a_proxy_is_counted_for_himself(limited: tuple[Place, str]
         assert statuses(path, 3, good, "127.0.0.2")[429] >= 1, "its tokens are not looked at"
         assert statuses(path, 3, good, "127.0.0.3") == {200: 3}, "another one's are"
         assert statuses(f"{front}/health/live", 3, wrong, "127.0.0.2") == {200: 3}
+        # The audit log has whose request it was, not the balancer's address.
+        viewer, spoofed = bearer("viewer", "vera", [place.namespace]), {"X-Forwarded-For": "198.51.100.7"}
+        assert statuses(f"{front}/v1/audit", 1, {**viewer, **spoofed}, "127.0.0.5") == {403: 1}
+        wait_until(lambda: bool(place.mesh.audit(subject="vera")), 20, "it to be written")
+        assert [row["source"] for row in place.mesh.audit(subject="vera")] == ["127.0.0.5"]
         # Straight, from an address that is trusted by nobody, the header says nothing.
         found = statuses(url + "/v1/cluster", 40, {**wrong, "X-Forwarded-For": "127.0.0.3"}, "127.0.0.4")
         assert found[429] > 10 and statuses(path, 2, good, "127.0.0.3") == {200: 2}

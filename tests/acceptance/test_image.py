@@ -8,6 +8,7 @@ its own. What differs from a container: no file system and no network of its own
 from __future__ import annotations
 
 import importlib.metadata
+import ipaddress
 import json
 import os
 import pwd
@@ -176,6 +177,19 @@ def test_what_is_published() -> None:
     }
     profiles = {name for name, service in SERVICES.items() if service.get("profiles") == ["load-balancer"]}
     assert profiles == {"coordinator-2", "coordinator-3", "haproxy"}, "what is not asked for does not start"
+
+
+def test_coordinators_believe_the_balancer_and_nobody_else() -> None:
+    whole = yaml.safe_load(COMPOSE)["networks"]
+    (network,) = whole["balancer"]["ipam"]["config"]
+    address = SERVICES["haproxy"]["networks"]["balancer"]["ipv4_address"]
+    others, subnet = (ipaddress.ip_network(network[name]) for name in ("ip_range", "subnet"))
+    assert ipaddress.ip_address(address) in subnet and ipaddress.ip_address(address) not in others
+    assert others.subnet_of(subnet) and list(SERVICES["haproxy"]["networks"]) == ["balancer"]
+    behind = {name for name, service in SERVICES.items() if "balancer" in service.get("networks", ())}
+    assert behind == {"haproxy", "coordinator", "coordinator-2", "coordinator-3"}
+    for name in behind - {"haproxy"}:
+        assert SERVICES[name]["environment"]["MESH_TRUSTED_PROXIES"] == address
 
 
 def test_labels_and_user() -> None:
