@@ -435,6 +435,7 @@ class AgentView(Struct, kw_only=True):
     last_beat_at: Time
     silent_ms: Count
     cordoned: bool
+    absent: bool
     condition: str
     status_since: Time | None
     leaves_in_ms: Count | None

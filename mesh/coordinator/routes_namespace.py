@@ -233,7 +233,7 @@ _RESTORE = {
     "agents": [
         {
             "id": "w1", "name": "w1", "type": "worker", "namespace": "prod", "capabilities": ["ocr"], "region": None,
-            "labels": {}, "cordoned": False,
+            "labels": {}, "cordoned": False, "absent": False,
         }
     ],
     "tasks": "requeue",

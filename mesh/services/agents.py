@@ -47,9 +47,15 @@ class AgentInfo:
     last_beat_at: str
     silent_ms: int
     cordoned: bool
+    absent: bool = False  # its leases have ended by silence: its tasks run elsewhere, and it is given none
     condition: str = ""  # what it says is wrong with it
     status_since: str | None = None  # as the leader saw it; None if it has not looked since the last change
     leaves_in_ms: int | None = None  # what is left of its time while it drains
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether it takes new tasks at all."""
+        return self.status in (Health.HEALTHY, Health.DEGRADED) and not (self.cordoned or self.absent)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -93,6 +99,7 @@ def _info(row: dict[str, str], now_ms: int, settings: Settings) -> AgentInfo:
         last_beat_at=_iso(beat),
         silent_ms=max(0, now_ms - beat),
         cordoned="cordoned" in row,
+        absent="absent" in row,
         condition=condition,
         status_since=_iso(row["judged_at"]) if row.get("judged") == status else None,
         leaves_in_ms=max(0, int(row["drain"]) - now_ms) if "drain" in row and "left" not in row else None,
@@ -144,17 +151,12 @@ def judge(store: Store, lead: str) -> Judged:
     return Judged(changed=changed, forgotten=sum(store.agents.judge(lead, page) for page in pages))
 
 
-def takes_work(agent: AgentInfo) -> bool:
-    """Whether it takes new tasks at all."""
-    return agent.status in (Health.HEALTHY, Health.DEGRADED) and not agent.cordoned
-
-
 def capable(store: Store, requirement: str) -> list[AgentInfo]:
-    """The agents that could take a task of this requirement: they offer it all, are there and not cordoned."""
+    """The agents that could take a task of this requirement: they offer it all and take work."""
     return [
         agent
         for agent in discover(store)
-        if takes_work(agent) and satisfies(frozenset(agent.capabilities), requirement)
+        if agent.takes_work and satisfies(frozenset(agent.capabilities), requirement)
     ]
 
 
@@ -170,10 +172,11 @@ def unmet(store: Store, requirement: str) -> str | None:
     if missing:
         near = f" (offered: {', '.join(sorted(offered))})" if offered else " (no agent is there)"
         return f"No agent offers {' and '.join(missing)}{near}: the task waits until one does."
-    if any(
-        agent.cordoned and satisfies(frozenset(agent.capabilities), requirement) for agent in discover(store)
-    ):
+    offering = [one for one in discover(store) if satisfies(frozenset(one.capabilities), requirement)]
+    if any(agent.cordoned for agent in offering):
         return f"Every agent that offers {' and '.join(sorted(needed))} is cordoned: the task waits until one is not."
+    if any(agent.status is not Health.OFFLINE for agent in offering):
+        return f"Every agent that offers {' and '.join(sorted(needed))} is silent or leaving: the task waits until one is back."
     return f"No single agent offers {' and '.join(sorted(needed))} together: the task waits until one does."
 
 

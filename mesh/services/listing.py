@@ -17,7 +17,7 @@ from mesh.core.timings import Kind, Timing
 from mesh.errors import Invalid
 from mesh.services import tasks as task_services
 from mesh.services import views
-from mesh.services.agents import AgentInfo, discover, takes_work, unmet_warning
+from mesh.services.agents import AgentInfo, discover, unmet_warning
 from mesh.services.tasks import DEFAULTS, Options
 from mesh.store.store import Store
 from mesh.store.tasks import Record
@@ -27,7 +27,6 @@ __all__ = ["Filter", "capabilities", "dead_letters", "explain", "oldest_ages", "
 _PAGE = 250  # records read in one round trip
 _BANDS = 10  # priorities
 _BAND = 2**49  # width of a priority in the score of a queue, see `mesh.store.keys`
-_THERE = (Health.HEALTHY, Health.DEGRADED)
 
 
 # -- tasks and dead letters
@@ -224,7 +223,7 @@ def capabilities(store: Store) -> list[dict[str, Any]]:
         if agent.status is not Health.OFFLINE:
             for name in agent.capabilities:
                 one = row(name)
-                if takes_work(agent):
+                if agent.takes_work:
                     one["agents"] += 1
                     one["slots"] += agent.slots
                     one["free_slots"] += max(0, agent.slots - agent.running)
@@ -259,9 +258,10 @@ def _obstacle(agent: AgentInfo, needed: frozenset[str]) -> str | None:
         return "it has left"
     if missing:
         return f"it does not offer {' and '.join(missing)}"
-    if agent.status not in _THERE:
-        silent = f"it has been silent for {agent.silent_ms // 1000} s"
-        return silent if agent.status is Health.UNHEALTHY else "it is draining"
+    if agent.status is Health.DRAINING:
+        return "it is draining"
+    if agent.absent or agent.status is Health.UNHEALTHY:
+        return f"it has been silent for {agent.silent_ms // 1000} s"
     return "it is cordoned" if agent.cordoned else None
 
 

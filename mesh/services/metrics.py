@@ -9,7 +9,7 @@ from mesh.core.agents import Health
 from mesh.core.requirements import capabilities_of
 from mesh.core.states import LIVE, TERMINAL, State
 from mesh.core.timings import Kind, Timing
-from mesh.services.agents import AgentInfo, discover, takes_work
+from mesh.services.agents import AgentInfo, discover
 from mesh.services.listing import oldest_ages
 from mesh.store.coordinators import Coordinators
 from mesh.store.store import Store
@@ -99,7 +99,7 @@ def _slots(namespace: str, shown: set[str], agents: list[AgentInfo]) -> Iterator
     """Agents that offer the same are looked at once."""
     groups: defaultdict[frozenset[str], list[AgentInfo]] = defaultdict(list)
     for agent in agents:
-        if takes_work(agent):
+        if agent.takes_work:
             groups[frozenset(agent.capabilities)].append(agent)
     totals = [
         (

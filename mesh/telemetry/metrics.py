@@ -81,12 +81,13 @@ TABLE = (
     _row("coordinator", "gauge", "connections", "", "Connections of HTTP that are open."),
     _row("agent", "gauge", "agent_slots", "namespace state", "Slots of this agent: running, held (not started), free."),
     _row("agent", "gauge", "agent_status", "namespace status", "1 for how this agent is, by what it knows itself."),
-    _row("process", "gauge", "redis_up", "", "1: the last beat reached Redis."),
+    _row("process", "gauge", "redis_up", "", "1: Redis has answered the last beat, and lets none wait for a second."),
     _row("process", "gauge", "redis_beat_age_seconds", "", "Since the last beat that Redis has answered."),
     _row("process", "histogram", "redis_latency_seconds", "", "Of beats: one round trip to Redis and its script."),
     _row("process", "gauge", "build_info", "version", "1: the version of Agent Mesh."),
 )  # fmt: skip
 BY_NAME = {row.name: row for row in TABLE}
+_SILENT_S = 1.0  # so long does no beat take that goes well
 _LATENCY_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -145,20 +146,29 @@ class Pulse:
     def __init__(self) -> None:
         row = BY_NAME["redis_latency_seconds"]
         self.latency = Histogram(row.full_name, row.help, buckets=_LATENCY_BOUNDS, registry=None)
-        self.up = False
+        self._well = False
+        self._asked: float | None = None  # what waits for its answer
         self._answered = time.monotonic()
 
     @contextlib.contextmanager
     def beat(self) -> Iterator[None]:
         """Around one round trip."""
-        begun = time.monotonic()
+        self._asked = begun = time.monotonic()
         try:
             yield
         except BaseException:
-            self.up = False
+            self._well = False
             raise
-        self.up, self._answered = True, time.monotonic()
+        finally:
+            self._asked = None
+        self._well, self._answered = True, time.monotonic()
         self.latency.observe(self._answered - begun)
+
+    @property
+    def up(self) -> bool:
+        """Whether Redis has answered the last beat, and the one under way does not wait for long."""
+        asked = self._asked
+        return self._well and (asked is None or time.monotonic() - asked < _SILENT_S)
 
     @property
     def age_s(self) -> float:

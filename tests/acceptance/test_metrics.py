@@ -162,6 +162,7 @@ def test_answers_are_counted_by_route_and_what_is_refused_before_without(place: 
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
+            error.close()
             return error.code
 
     tasks = f"/v1/namespaces/{place.namespace}/tasks"
@@ -195,6 +196,7 @@ def test_metrics_of_a_coordinator_need_a_token_that_may_read_all(place: Place) -
         request = urllib.request.Request(f"{url}/metrics", headers=headers)
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=5)
+        refused.value.close()
         assert refused.value.code == code, headers
     scrape(url, **bearer("viewer", namespaces=(place.namespace,)))
 
