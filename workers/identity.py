@@ -131,7 +131,14 @@ def _join_as(
         time.sleep(_POLL_S)
     _take_over(store, agent_id, joined)
     offered = f"capabilities {', '.join(capabilities)}"
-    audit.tell(store, subject=agent_id, source=fields["address"], action="register", object=offered)
+    audit.tell(
+        store,
+        subject=agent_id,
+        source=fields["address"],
+        action="register",
+        object=offered,
+        key=store.keys["told"],
+    )
     return Membership(
         agent_id=agent_id, incarnation=joined.incarnation, capabilities=capabilities, fields=fields
     )
@@ -147,6 +154,7 @@ def leave(store: Store, membership: Membership) -> None:
         source=source,
         action="leave",
         object=f"agent {membership.agent_id}",
+        key=store.keys["told"],
     )
 
 

@@ -114,7 +114,7 @@ class Agent:
         self.holdings.offered = frozenset(self.capabilities)
         self.holdings.outbox.on_chords_due = self.complete_chords
         self.leaving = Leaving(self.settings, self.membership, self.holdings, self.worker)
-        self.audit = Audit(self.store.client, self.namespace)
+        self.audit = Audit(self.store.client, self.namespace, self.store.keys["told"])
         self.revocations: Revocations | None = None
         self.holdings.refusals.tell = self.tell_refused
         self.beat = Beat(

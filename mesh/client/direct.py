@@ -159,6 +159,8 @@ class Direct:
     def audit(self, filters: Mapping[str, Any], cursor: str | None, limit: int) -> Page:
         """See `Port`."""
         own = [self.settings.namespace]
+        if cursor is None:  # there may be no coordinator that does it
+            audit.move(self.store.client, self.settings.namespace, self.store.now_ms())
         return audit.entries(self.store.client, **filters, namespaces=own, cursor=cursor, limit=limit)
 
     def settle_dead(self, verb: str, task_ids: Sequence[str]) -> Settled:

@@ -17,13 +17,14 @@ from mesh.coordinator.leadership import Leadership
 from mesh.core.agents import Health
 from mesh.errors import StaleFence, StoreUnavailable
 from mesh.services import agents, audit, joining, resealing
+from mesh.store import audit as log
 from mesh.store.agents import Lead
 from mesh.store.coordinators import Coordinators
 from mesh.store.redis_users import Joined, RedisUsers
 from mesh.store.signing import kid_in_force
 from mesh.store.store import Store
 
-__all__ = ["HealthCheck", "Loop", "Reap", "Report", "Runner", "Tick", "Withdraw"]
+__all__ = ["HealthCheck", "Hear", "Loop", "Reap", "Report", "Runner", "Tick", "Withdraw"]
 logger = logging.getLogger(__name__)
 Complete = Callable[[list[str]], None]
 
@@ -168,6 +169,24 @@ class Withdraw:
                 why=one.why,
             )
         return Report(counts={"withdrawn": len(left)})
+
+
+class Hear:
+    """Moves what agents have told into the audit log, of the whole mesh: not every namespace has a leader."""
+
+    name, every_s = "hear", 1.0
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._foreign: set[str] = set()  # namespaces that this process's Redis user may not look at
+
+    def run_once(self, lead: Lead) -> Report:
+        """One run."""
+        client = self._store.client
+        names = {self._store.keys.namespace, *log.namespaces(client)} - self._foreign
+        told, foreign = log.telling(client, sorted(names))
+        self._foreign.update(foreign)
+        return Report(counts={"told": sum(audit.move(client, name, self._store.now_ms()) for name in told)})
 
 
 class Reseal:

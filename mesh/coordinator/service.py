@@ -13,7 +13,7 @@ from typing import Any
 
 from mesh import __version__
 from mesh.coordinator.leadership import Leadership
-from mesh.coordinator.loops import Complete, HealthCheck, Reap, Reseal, Runner, Tick, Withdraw
+from mesh.coordinator.loops import Complete, HealthCheck, Hear, Reap, Reseal, Runner, Tick, Withdraw
 from mesh.errors import Conflict, MeshError
 from mesh.services.agents import counts, discover
 from mesh.services.views import iso
@@ -55,6 +55,7 @@ class Coordinator:
                 Tick(self.store, complete_chords),
                 HealthCheck(self.store, self.coordinators),
                 self.reseal,
+                Hear(self.store),
                 Withdraw(
                     self.store, lambda one: self.revocations.covers(one.jti, one.subject, one.issued_at_s)
                 ),

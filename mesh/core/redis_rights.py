@@ -27,8 +27,8 @@ _PUBLISH = (  # tasks, and what Celery keeps beside them: saved groups, queues f
 _SCRIPTS = "evalsha script|load script|exists multi exec watch unwatch"
 _LISTEN = "subscribe unsubscribe psubscribe punsubscribe"
 _REPLIES = "brpop del exec llen lpush multi pexpire sadd script|exists script|load evalsha srem zadd"  # of remote control
-_WORK = "blpop brpop info ltrim rename zremrangebyscore"
-_OPERATE = "config|get getrange scan unlink xadd xlen xrange xread xrevrange"
+_WORK = "blpop brpop info ltrim rename xadd zremrangebyscore"
+_OPERATE = "config|get getrange scan unlink xdel xlen xrange xread xrevrange xtrim"
 _USERS = "acl|deluser acl|dryrun acl|getuser acl|setuser acl|users acl|whoami hvals"
 
 
@@ -71,12 +71,11 @@ RIGHTS: Mapping[str, Rights] = MappingProxyType(
                 ("namespaces", "sismember sadd"),
                 ("coordinators", "zrange"),
                 ("coordinator:*", "get"),
-                ("audit", "xadd"),
                 ("revocations", "get"),
                 ("revoked", "zrange"),
                 ("not-before", "hgetall"),
             ),
-            why="agents: their namespace; what was revoked; they add to the audit (and XADD can cut it off: the log has it too)",
+            why="agents: their namespace, in which they also leave what they have to say to the audit log; what was revoked",
         ),
         "producer": Rights(
             commands=(_CONNECT, _READ, _PUBLISH, _SCRIPTS, _LISTEN, _REPLIES),

@@ -2,7 +2,9 @@
 
 Each entry goes to the logger `mesh.audit` at once, as one line of JSON, and to a stream in Redis that all of the mesh share.
 A process writes to Redis from a thread of its own, so that nobody waits for it, and nobody can fill it: of what one source is
-refused, ten entries a second are written, and then how many more there were.
+refused, ten entries a second are written, and then how many more there were; of what all are refused, a hundred.
+
+Agents cannot write to that stream. What they tell is moved into it, once it was looked at: see `move`.
 """
 
 from __future__ import annotations
@@ -25,20 +27,25 @@ from mesh.errors import Invalid, MeshError
 from mesh.services import views
 from mesh.store import audit as log
 from mesh.store.client import Client
+from mesh.store.keys import AUDIT
 from mesh.store.store import Store
 
-__all__ = ["Audit", "entries", "operator", "record", "tell"]
+__all__ = ["Audit", "entries", "move", "operator", "record", "tell"]
 _CURSOR = re.compile(r"[1-9][0-9]{0,14}-[0-9]{1,15}")  # an id of the stream
 logger = logging.getLogger("mesh.audit")
 internal = logging.getLogger(__name__)
 
-_REFUSALS_A_SECOND = 10
+_REFUSALS_A_SECOND = 10  # of one source
+_REFUSALS_OF_ALL = 100  # a second
 _MOST_SOURCES = 10_000  # told apart; all others together are one more
 _MOST_WAITING = 10_000  # entries, while Redis is away
 _LONGEST = 300  # characters of a field: attackers choose some of them
 _MOST_READ = 20_000  # entries looked at for one page
 _PAUSE_S = 0.5
 _TOGETHER = 500
+_MOVED_AN_HOUR = 10_000  # of what the agents of one namespace tell: a tenth of what the log keeps
+_MANY = re.compile(r"[1-9][0-9]{0,5}")
+_LATE_MS = 5000
 
 Entry = dict[str, str]
 
@@ -81,15 +88,16 @@ def _tell(entry: Entry) -> None:
 
 
 def record(
-    store: Store, *, subject: str, source: str, action: str, object: str, allowed: bool = True, why: str = ""
-) -> None:
-    """Write one entry now. Raises `StoreUnavailable`."""
+    store: Store, *, subject: str, source: str, action: str, object: str, allowed: bool = True, why: str = "",
+    key: str = AUDIT,
+) -> None:  # fmt: skip
+    """Write one entry now; agents to the key `told` of their namespace. Raises `StoreUnavailable`."""
     entry = _entry(
         namespace=store.keys.namespace, subject=subject, source=source, action=action, object=object,
         allowed=allowed, why=why,
     )  # fmt: skip
     _tell(entry)
-    log.append(store.client, [entry])
+    log.append(store.client, [entry], key)
 
 
 def tell(store: Store, **entry: Any) -> None:
@@ -109,15 +117,41 @@ def operator() -> tuple[str, str]:
     return f"{user}@{socket.gethostname()}", f"pid {os.getpid()}"
 
 
-class Audit:
-    """Entries of one process, written by a thread that starts with the first. `namespace`: of those that name none."""
+class _Window:
+    """What was refused in one second: how many entries of it were written, and those that were left out."""
 
-    def __init__(self, client: Client, namespace: str) -> None:
-        self._client, self._namespace = client, namespace
+    def __init__(self, since: float = float("-inf")) -> None:
+        self.since, self.written = since, 0
+        self._last: Entry | None = None
+        self._left_out = 0
+
+    def takes(self, entry: Entry, most: int) -> bool:
+        """Whether it is to be written; else it is counted."""
+        if self.written < most:
+            self.written += 1
+            return True
+        self._last = entry
+        self._left_out += int(entry["many"])
+        return False
+
+    def sum(self, what: str) -> Entry | None:
+        """One entry for all that were left out."""
+        last, many = self._last, self._left_out
+        self._last, self._left_out = None, 0
+        if last is None:
+            return None
+        return {**last, "many": str(many), "why": f"{many} {what}; the last: {last['why']}"}
+
+
+class Audit:
+    """Entries of one process, written by a thread that starts with the first. `namespace`: of those that name none; `key`: of
+    the stream that they are written to, for agents `told` of their namespace."""
+
+    def __init__(self, client: Client, namespace: str, key: str = AUDIT) -> None:
+        self._client, self._namespace, self._key = client, namespace, key
         self._waiting: deque[Entry] = deque()
-        self._sources: dict[
-            str, list[Any]
-        ] = {}  # source -> [second, entries in it, the last one left out, how many]
+        self._sources: dict[str, _Window] = {}
+        self._all = _Window()
         self._lost = 0
         self._lock = threading.Lock()
         self._news = threading.Event()
@@ -134,9 +168,10 @@ class Audit:
             allowed=allowed, why=why,
         )  # fmt: skip
         with self._lock:
-            if not allowed and self._is_too_much(source, entry, time.monotonic()):
-                return
-            self._put(entry)
+            if allowed:
+                self._put(entry)
+            else:
+                self._refuse(source, entry, time.monotonic())
 
     def close(self) -> None:
         """Write what there is, and end the thread."""
@@ -158,31 +193,39 @@ class Audit:
             self._thread = threading.Thread(target=self._run, daemon=True, name="mesh-audit")
             self._thread.start()
 
-    def _is_too_much(self, source: str, entry: Entry, now: float) -> bool:
+    def _refuse(self, source: str, entry: Entry, now: float) -> None:
         source = limited_as(source)  # whoever has one address of IPv6 has very many
         if source not in self._sources and len(self._sources) >= _MOST_SOURCES:
             source = ""
-        window = self._sources.setdefault(source, [now, 0, None, 0])
-        if now - window[0] >= 1:
-            self._sum_up(window)
-            window[0], window[1] = now, 0
-        window[1] += 1
-        if window[1] <= _REFUSALS_A_SECOND:
-            return False
-        window[2], window[3] = entry, window[3] + 1
-        return True
+        window = self._sources.setdefault(source, _Window(now))
+        if now - window.since >= 1:
+            self._sum_up(window, now)
+            window.since, window.written = now, 0
+        if window.takes(entry, _REFUSALS_A_SECOND):
+            self._refuse_of_all(entry, now)
 
-    def _sum_up(self, window: list[Any]) -> None:
-        last, many = window[2], window[3]
-        window[2], window[3] = None, 0
-        if last is not None:
-            self._put({**last, "many": str(many), "why": f"{many} more like these; the last: {last['why']}"})
+    def _refuse_of_all(self, entry: Entry, now: float) -> None:
+        if now - self._all.since >= 1:
+            self._sum_up_all()
+            self._all.since, self._all.written = now, 0
+        if self._all.takes(entry, _REFUSALS_OF_ALL):
+            self._put(entry)
+
+    def _sum_up(self, window: _Window, now: float) -> None:
+        if (summed := window.sum("more like these")) is not None:
+            self._refuse_of_all(summed, now)
+
+    def _sum_up_all(self) -> None:
+        if (summed := self._all.sum("more, of any source")) is not None:
+            self._put({**summed, "subject": "", "source": ""})
 
     def _settle(self, now: float) -> None:
         for source, window in list(self._sources.items()):
-            if self._stopping or now - window[0] >= 1:
-                self._sum_up(window)
+            if self._stopping or now - window.since >= 1:
+                self._sum_up(window, now)
                 del self._sources[source]
+        if self._stopping or now - self._all.since >= 1:
+            self._sum_up_all()
 
     # -- the thread
 
@@ -211,11 +254,90 @@ class Audit:
             if lost:
                 internal.error("%d entries of the audit log are lost: Redis was away for too long", lost)
             try:
-                log.append(self._client, some)
+                log.append(self._client, some, self._key)
             except Exception:
                 with self._lock:
                     self._waiting.extendleft(reversed(some))
                 raise
+
+
+# -- what agents tell
+
+
+def move(client: Client, namespace: str, now_ms: int) -> int:
+    """Move what the agents of a namespace have told into the log; how many entries. `now_ms`: by Redis's clock.
+
+    Whoever has the Redis user of an agent writes there what he likes. So an entry counts for its namespace, whatever it says, and
+    its source begins with `agents:`, as none of a coordinator does; what is no entry is counted, and of what is told within an
+    hour beyond 10,000 entries only how many. A mover that dies may have written an entry twice: it is removed after it was
+    written. Raises `StoreUnavailable`.
+    """
+    told = log.Told(client, namespace)
+    with told.held() as free:
+        return _move(client, told, namespace, now_ms) if free else 0
+
+
+def _move(client: Client, told: log.Told, namespace: str, now_ms: int) -> int:
+    def say(many: int, why: str) -> None:
+        entry = _entry(
+            namespace=namespace, subject="", source=_said_by(""), action="tell", object="audit log", allowed=False,
+            why=why, many=many,
+        )  # fmt: skip
+        _tell(entry)
+        log.append(client, [entry])
+
+    moved = 0
+    left = _MOVED_AN_HOUR - told.spent()
+    while left > 0:
+        asked = min(_TOGETHER, left)
+        page = told.oldest(asked)
+        if page is None:
+            told.reset()
+            say(1, "something else stood where agents leave their entries: it is removed")
+            return moved + 1
+        if not page:
+            break
+        fit = [
+            entry
+            for name, words in page
+            if (entry := _checked(namespace, words, int(name.partition("-")[0]), now_ms)) is not None
+        ]
+        log.append(client, fit)
+        if len(fit) < len(page):
+            say(len(page) - len(fit), "what agents have left is no entry")
+        told.remove([name for name, _ in page])
+        moved, left = moved + len(page), left - len(page)
+        if len(page) < asked:
+            break
+    if left <= 0 and (more := told.cut()):
+        say(more, f"{more} more within the hour; the logs of the agents have them")
+    return moved
+
+
+def _said_by(source: str) -> str:
+    return f"agents: {source}".rstrip()
+
+
+def _checked(namespace: str, words: list[bytes], at_ms: int, now_ms: int) -> Entry | None:
+    """An entry of agents, marked as such; None if it is none."""
+    try:
+        text = [word.decode() for word in words]
+    except UnicodeDecodeError:
+        return None
+    entry = dict(zip(text[::2], text[1::2], strict=True))
+    if len(text) != 2 * len(log.FIELDS) or set(entry) != set(log.FIELDS):
+        return None
+    why = entry["why"]
+    if (
+        any(len(entry[name]) > _LONGEST + 3 for name in ("subject", "source", "action", "object"))
+        or len(why) > 3 * _LONGEST
+        or entry["allowed"] not in ("0", "1")
+        or not _MANY.fullmatch(entry["many"])
+    ):
+        return None
+    if _LATE_MS < now_ms - at_ms <= now_ms:
+        why = f"told at {views.iso(at_ms)}. {why}".rstrip()
+    return {**entry, "namespace": namespace, "source": _said_by(entry["source"]), "why": why}
 
 
 # -- reading

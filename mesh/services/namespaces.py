@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mesh.store.keys import NAMESPACES
+from mesh.store.keys import MOVED, NAMESPACES
 from mesh.store.store import Store
 
 _PAGE = 1000
@@ -17,4 +17,5 @@ def drop(store: Store) -> int:
         if cursor == b"0":
             break
     store.client.execute("SREM", NAMESPACES, store.keys.namespace)
+    store.client.execute("UNLINK", MOVED + store.keys.namespace)
     return removed

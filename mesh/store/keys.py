@@ -82,6 +82,12 @@ TABLE: tuple[Row, ...] = (
         PERMANENT,
         "task type -> ms of its last advertisement and its description; forgotten after a day",
     ),
+    _row(
+        "told",
+        "stream",
+        PERMANENT,
+        "what agents have to say to the audit log, until it is moved there; capped",
+    ),
     _row("task", "hash", RETENTION, "the record of a task; without TTL while it is live", family=True),
     _row("message", "string", RETENTION, "its message: what differs from a template", family=True),
     _row(
@@ -123,6 +129,8 @@ NAMESPACES = "mesh:{mesh}:namespaces"
 COORDINATORS = "mesh:{mesh}:coordinators"
 COORDINATOR = "mesh:{mesh}:coordinator:"
 AUDIT = "mesh:{mesh}:audit"
+MOVING = "mesh:{mesh}:moving:"  # of a namespace, for seconds: somebody moves what its agents have told into the log
+MOVED = "mesh:{mesh}:moved:"  # of a namespace, for an hour: how many entries that were
 JOINED = "mesh:{mesh}:joined"  # hash `<namespace>/<agent>` -> what agents that joined over HTTP were issued
 #: Tokens that do not count: jti by its end, s; subject -> least time of issue, s; changes with either.
 REVOKED = "mesh:{mesh}:revoked"

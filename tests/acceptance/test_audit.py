@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import re
 import signal
+import time
 import uuid
 from typing import Any
 
 import httpx2
 import pytest
 
-from mesh.services import audit
+from mesh.client import Mesh
+from mesh.services import audit, namespaces
 from mesh.services.audit import Audit, operator
-from mesh.store.keys import AUDIT
+from mesh.store import audit as stream
+from mesh.store.audit import FIELDS
+from mesh.store.keys import AUDIT, MOVED, MOVING
+from mesh.store.store import Store
 from tests.acceptance.conftest import Place
 from tests.acceptance.test_coordinator import start
 from tests.tokens import bearer, token
@@ -165,7 +172,11 @@ def test_an_agent_that_comes_refuses_and_goes_is_recorded(place: Place) -> None:
     wait_until(lambda: place.mesh.handle(task_id).status() == "dead_lettered", 20, "it to be put aside")
     agent.terminate()
     assert agent.wait(30) == 0
+    # They waited in its namespace: no coordinator runs, so whoever reads moves them.
+    wait_until(lambda: len(log(place)) == 3, 10, "them to be moved")
     rows = log(place)
+    assert store.client.execute("XLEN", store.keys["told"]) == 0
+    assert {row["namespace"] for row in rows} == {place.namespace}
     assert brief(rows) == [
         ("w1", "register", "capabilities gate", True),
         ("", "run", f"task {task_id}", False),
@@ -173,7 +184,7 @@ def test_an_agent_that_comes_refuses_and_goes_is_recorded(place: Place) -> None:
     ]
     (refused,) = [row for row in rows if not row["allowed"]]
     assert (
-        refused["source"] == "agent w1"
+        refused["source"] == "agents: agent w1"
         and refused["why"].startswith("refused: forged: ")
         and "payload" not in str(rows)
     )
@@ -204,3 +215,111 @@ def test_what_was_noted_before_the_end_is_written(place: Place, writer: Audit) -
     refused = [row for row in rows if not row["allowed"]]
     assert sum(row["many"] for row in refused) == 25 and len(refused) == 22
     assert refused[0]["subject"] == "??" and len(refused[0]["object"]) == 303
+
+
+def test_a_leader_moves_what_agents_have_told(place: Place) -> None:
+    """Also those of another namespace, which no coordinator leads."""
+    process, _ = start(place, "c1")
+    with Mesh(redis_url=place.redis_url, namespace=f"{place.namespace}-2") as other:
+        for store in (place.mesh.store, other.store):
+            store.agents.join("w1", {"name": "w1", "state": "ready"})
+            tell(store)
+            wait_until(lambda: store.client.execute("XLEN", store.keys["told"]) == 0, 10, "it to be moved")  # noqa: B023
+            (row,) = audit.entries(store.client, namespaces=[store.keys.namespace])[0]
+            assert (row["subject"], row["source"]) == ("w1", "agents: host")
+        namespaces.drop(other.store)
+    process.terminate()
+    assert process.wait(15) == 0
+
+
+def tell(store: Store, **changes: str) -> None:
+    """As an agent does, or one that says what it likes."""
+    words = {**dict.fromkeys(FIELDS, ""), "namespace": store.keys.namespace, "subject": "w1", "source": "host",
+             "action": "register", "object": "agent w1", "allowed": "1", "many": "1", **changes}  # fmt: skip
+    store.client.execute("XADD", store.keys["told"], "*", *(part for pair in words.items() for part in pair))
+
+
+def test_what_agents_tell_is_marked_and_checked(place: Place) -> None:
+    store = place.mesh.store
+    tell(store, namespace="another", subject="root", source="10.0.0.1", action="cancel")
+    for changes in (
+        {"allowed": "2"},
+        {"many": "0"},
+        {"many": "9999999"},
+        {"why": "w" * 901},
+        {"subject": "s" * 304},
+        {"x": ""},
+    ):
+        tell(store, **changes)
+    store.client.execute("XADD", store.keys["told"], "*", "a", b"\xff")
+    store.client.execute("XADD", store.keys["told"], "*", *["why", "twice"] * len(FIELDS))
+    store.client.execute("XADD", store.keys["told"], "*", "a", "b")
+    summed, forged = log(place)
+    assert (forged["namespace"], forged["subject"], forged["source"]) == (
+        place.namespace, "root", "agents: 10.0.0.1",
+    )  # fmt: skip
+    assert (summed["many"], summed["source"], summed["allowed"]) == (9, "agents:", False)
+    store.client.execute("DEL", store.keys["told"])
+    store.client.execute("SET", store.keys["told"], "no stream")
+    assert "something else stood" in log(place)[0]["why"]
+    tell(store)
+    assert log(place)[0]["object"] == "agent w1"
+
+
+def test_what_waited_says_since_when(place: Place) -> None:
+    store = place.mesh.store
+    words = [part for name in FIELDS for part in (name, "1")]
+    store.client.execute("XADD", store.keys["told"], f"{store.now_ms() - 60_000}-0", *words)
+    tell(store)
+    now, before = log(place)
+    assert now["why"] == "" and re.fullmatch(r"told at 20\d\d-.*\. 1", before["why"])
+
+
+def test_agents_of_one_namespace_cannot_flush_what_others_have_written(place: Place) -> None:
+    store = place.mesh.store
+    audit.record(store, subject="olga", source="here", action="cancel", object="task x")
+    store.client.execute("SET", MOVED + place.namespace, 9_900, "EX", 3600)
+    for _ in range(250):
+        tell(store)
+    rows = log(place)
+    assert len(rows) == 1 + 100 + 1 and rows[-1]["subject"] == "olga"
+    assert rows[0]["many"] == 150 and "150 more within the hour" in rows[0]["why"]
+    tell(store)
+    assert log(place)[0]["many"] == 1 and store.client.execute("XLEN", store.keys["told"]) == 0
+
+
+def test_nothing_is_lost_when_the_mover_dies_before_it_removes(place: Place) -> None:
+    store = place.mesh.store
+    tell(store)
+    store.client.close()
+    mover = multiprocessing.get_context("fork").Process(target=move_and_die, args=(store,))
+    mover.start()
+    mover.join(10)
+    assert mover.exitcode == 9
+    rows = audit.entries(store.client, namespaces=[place.namespace])[0]
+    assert len(rows) == 1 and store.client.execute("XLEN", store.keys["told"]) == 1
+    assert len(log(place)) == 1  # it still holds what it was about to move
+    store.client.execute("DEL", MOVING + place.namespace)  # as time does
+    assert [row["object"] for row in log(place)] == ["agent w1"] * 2
+    assert store.client.execute("XLEN", store.keys["told"]) == 0
+
+
+def move_and_die(store: Store) -> None:
+    stream.Told.remove = lambda *_: os._exit(9)  # type: ignore[method-assign]
+    audit.move(store.client, store.keys.namespace, store.now_ms())
+
+
+def test_refusals_of_ten_thousand_sources_are_bounded_too(place: Place, writer: Audit) -> None:
+    refused = {"subject": "", "action": "read", "object": "tasks", "allowed": False, "why": "no token"}
+    begun = time.monotonic()
+    for number in range(10_000):
+        writer.note(source=f"10.1.{number // 256}.{number % 256}", **refused)
+        if number % 100 == 0:
+            writer.note(subject="olga", source="here", action="cancel", object="task x", allowed=True, why="")
+    seconds = int(time.monotonic() - begun) + 2
+    writer.close()
+    rows = place.mesh.audit(limit=10_000)
+    assert sum(row["many"] for row in rows if not row["allowed"]) == 10_000
+    assert sum(row["allowed"] for row in rows) == 100
+    assert len(rows) <= 100 + 101 * seconds
+    assert any("more, of any source; the last: no token" in row["why"] for row in rows)

@@ -38,6 +38,7 @@ FOREIGN = {
     "hear all results": "PSUBSCRIBE mesh:*",
     "publish results": "PUBLISH mesh:{other}:result:1 x",
     "send remote control": "PUBLISH mesh:{other}:kombu:/0.celery.pidbox x",
+    "tell the audit for it": "XADD mesh:{other}:told * a b",
     "read a key of somebody else": "GET anything",
 }
 SERVER = {
@@ -86,6 +87,10 @@ NOT_COORDINATOR = {
     "call itself a coordinator": "SET mesh:{mesh}:coordinator:eve x",
     "withdraw a coordinator": "DEL mesh:{mesh}:coordinator:c1",
     "undo a revocation": "ZREM mesh:{mesh}:revoked x",
+    "write to the audit": "XADD mesh:{mesh}:audit * a b",
+    "cut the audit off": "XADD mesh:{mesh}:audit MAXLEN 1 * a b",
+    "let the audit wait": "SET mesh:{mesh}:moving:mine 1",
+    "spend what others may tell": "SET mesh:{mesh}:moved:other 10000",
     "shorten the audit": "XTRIM mesh:{mesh}:audit MAXLEN 0",
     "read the audit": "XRANGE mesh:{mesh}:audit - +",
     "delete the audit": "DEL mesh:{mesh}:audit",
@@ -101,7 +106,7 @@ NOT_AGENT = {
     "advertise a type": "HSET mesh:{mine}:types ocr {}",
     "stop the pulse": "SET mesh:{mine}:pulse 1",
     "grant grace": "SET mesh:{mine}:grace 1",
-    "write to the audit": "XADD mesh:{mesh}:audit * a b",
+    "tell the audit": "XADD mesh:{mine}:told * a b",
     "wait at a bell": "BLPOP mesh:{mine}:bell:ocr 0.1",
 }
 NOT_PRODUCER = {
@@ -175,7 +180,8 @@ def test_a_script_may_do_no_more_than_its_user(guarded: Guarded, role: str) -> N
 @pytest.mark.parametrize(
     ("role", "words"),
     [
-        ("agent", "XADD mesh:{mesh}:audit * who w1"),
+        ("agent", "XADD mesh:{mine}:told * who w1"),
+        ("coordinator", "XTRIM mesh:{mine}:told MAXLEN 0"),
         ("agent", "SADD mesh:{mesh}:namespaces mine"),
         ("producer", "GET mesh:{mesh}:coordinator:c1"),
         ("producer", "ZRANGE mesh:{mine}:agents 0 -1"),

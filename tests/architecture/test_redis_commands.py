@@ -32,7 +32,7 @@ LED = {
     ("mesh/services/namespaces.py", ""), ("mesh/services/resealing.py", ""),
     ("mesh/store/redis_users.py", ""), ("mesh/store/restores.py", ""),
     ("mesh/store/chords.py", "scan"),  # for re-sealing
-    ("mesh/store/audit.py", "xrevrange"),
+    *(("mesh/store/audit.py", command) for command in ("xdel", "xlen", "xrange", "xrevrange", "xtrim")),
     ("mesh/store/durability.py", "config|get"),  # asked, and done without
 }  # fmt: skip
 ELSEWHERE = {
