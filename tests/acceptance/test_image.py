@@ -7,12 +7,15 @@ its own. What differs from a container: no file system and no network of its own
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import ipaddress
 import json
 import os
 import pwd
+import random
 import re
+import secrets
 import shlex
 import shutil
 import socket
@@ -36,6 +39,7 @@ import yaml
 from packaging.utils import canonicalize_name
 
 from mesh.client import Mesh
+from mesh.core.redis_rights import RIGHTS
 from mesh.store.client import Client
 from mesh.store.embedded import server_binary
 from tests.conftest import SECRET
@@ -48,6 +52,7 @@ UV = ROOT / ".tools" / "bin" / "uv"
 SECRETS = {
     "MESH_JWT_SECRET": SECRET,
     "FLOWER_BASIC_AUTH": "ann:of-green",
+    **{f"REDIS_{name.upper()}_PASSWORD": secrets.token_hex(24) for name in ("admin", *RIGHTS)},
 }
 ROLES = ("coordinator", "agent-1", "agent-2", "flower")
 PORTS = {"coordinator": "MESH_COORDINATOR_PORT", "flower": "FLOWER_PORT"}  # of agents: AGENT_PORT
@@ -132,13 +137,13 @@ def test_it_does_not_start_without_a_secret(missing: str) -> None:
     assert compose_config("-q", **given).returncode != 0
 
 
-def test_the_line_that_makes_the_secrets(tmp_path: Path) -> None:
+def test_the_lines_that_make_the_secrets(tmp_path: Path) -> None:
     """As docs/docker-compose.md has it."""
     page = (ROOT / "docs" / "docker-compose.md").read_text(encoding="utf-8")
-    (line,) = re.findall(r"```bash\n(printf .*)\n```", page)
+    (lines,) = re.findall(r"```bash\n(\{\n.*?\n\} > \.env)\n```", page, flags=re.DOTALL)
     if shutil.which("openssl") is None:
         pytest.skip("THE LINE THAT MAKES .env WAS NOT TRIED: there is no openssl")
-    subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True)
+    subprocess.run(["sh", "-c", lines], cwd=tmp_path, check=True)
     made = dict(one.split("=", 1) for one in (tmp_path / ".env").read_text().splitlines())
     assert set(made) == set(SECRETS) and len(made["MESH_JWT_SECRET"]) >= 32
     assert services(made)["flower"]["environment"]["FLOWER_BASIC_AUTH"].startswith("mesh:")
@@ -147,11 +152,20 @@ def test_the_line_that_makes_the_secrets(tmp_path: Path) -> None:
 def test_no_secret_is_in_a_file() -> None:
     for service in yaml.safe_load(COMPOSE)["services"].values():
         for name, value in service.get("environment", {}).items():
-            asked_for = value.startswith(f"${{{name}:?") or value == f"${{{name}:-}}"
+            asked_for = re.match(r"\$\{\w+:\?", value) or value == f"${{{name}:-}}"
             assert asked_for or not re.search("SECRET|AUTH|PASSWORD|TOKEN", name)
+            assert name != "REDIS_URL" or re.match(r"redis://\w+:\$\{\w+:\?", value)
     assert not re.search("(?m)^(ARG|ENV) .*(SECRET|AUTH|PASSWORD|TOKEN)", DOCKERFILE)
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
     assert ignored[1] == "*", "only what is named gets into the build"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_each_service_knows_its_own_password_only(name: str) -> None:
+    role = next((role for role in RIGHTS if name.startswith(role)), None)
+    known = {one for one in RIGHTS if SECRETS[f"REDIS_{one.upper()}_PASSWORD"] in str(SERVICES[name])}
+    own = {role} if name in (*ROLES, "coordinator-2", "coordinator-3") else set()
+    assert known == (set(RIGHTS) if name == "redis" else own)
 
 
 def test_flower_gets_no_secret() -> None:
@@ -367,7 +381,12 @@ class Container:
     def health(self) -> int:
         """The exit code of the image's health check."""
         command = self.image.words(last("HEALTHCHECK").partition(" CMD ")[2])
-        return self.image.popen(command, self.environ, stderr=subprocess.DEVNULL).wait(10)
+        process = self.image.popen(command, self.environ, stderr=subprocess.DEVNULL)
+        try:
+            return process.wait(seconds(re.findall(r"--timeout=(\S+)", last("HEALTHCHECK"))[0]))
+        except subprocess.TimeoutExpired:  # to an engine that is: not well
+            process.kill()
+            return process.wait()
 
     def get(self, path: str, **headers: str) -> tuple[int, str]:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=headers)
@@ -383,34 +402,46 @@ class Container:
 class Project:
     """All services, running."""
 
-    redis_url: str
     mesh: Mesh
     containers: dict[str, Container] = field(default_factory=dict)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@functools.cache
+def port_of(name: str) -> int:
+    """A port for a service: not one of those that the kernel hands out to others until the service has started."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def url_of(service: str) -> str:
+    """The REDIS_URL of a service, with the server where it is here."""
+    url: str = SERVICES[service]["environment"]["REDIS_URL"]
+    return url.replace("redis:6379", f"127.0.0.1:{port_of('redis')}")
 
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The service redis, started by its own command."""
-    words, port = SERVICES["redis"]["command"], free_port()
-    assert words[0] == "redis-server"
+    """The service redis, started by its own command; the URL of its admin."""
+    service, port = SERVICES["redis"], port_of("redis")
     folder = tmp_path_factory.mktemp("redis")
+    (folder / "redis-server").symlink_to(server_binary())
+    words = [word.replace("/usr/local/etc/redis", str(ROOT / "deploy/redis")) for word in service["command"]]
+    assert words[0] == "sh" and Path(words[1]).exists()
+    environ = {**service["environment"], "PATH": f"{folder}:{os.environ['PATH']}", "TMPDIR": str(folder)}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [server_binary(), *words[1:], "--port", str(port), "--bind", "127.0.0.1", "--dir", folder],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            [*words, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environ,
         )  # fmt: skip
     try:
         wait_until(lambda: answers(port), START_S, "Redis to answer")
-        yield f"redis://127.0.0.1:{port}/0"
+        yield f"redis://admin:{SECRETS['REDIS_ADMIN_PASSWORD']}@127.0.0.1:{port}/0"
     finally:
         process.terminate()
-        process.wait(seconds(SERVICES["redis"]["stop_grace_period"]))
+        process.wait(seconds(service["stop_grace_period"]))
 
 
 def answers(port: int) -> bool:
@@ -418,9 +449,9 @@ def answers(port: int) -> bool:
         return knock.connect_ex(("127.0.0.1", port)) == 0
 
 
-def start(image: Image, name: str, redis_url: str) -> Container:
+def start(image: Image, name: str) -> Container:
     service, tmp = SERVICES[name], image.folder(name)
-    changed = {"REDIS_URL": redis_url, PORTS.get(name, "AGENT_PORT"): str(free_port())}
+    changed = {"REDIS_URL": url_of(name), PORTS.get(name, "AGENT_PORT"): str(port_of(name))}
     environ = image.environment(
         tmp, **{**service["environment"], "MESH_ALLOWED_COMMANDS": "uname,sleep", **changed}
     )
@@ -432,12 +463,21 @@ def start(image: Image, name: str, redis_url: str) -> Container:
 
 @pytest.fixture(scope="module")
 def project(image: Image, redis: str) -> Iterator[Project]:
+    """All services, each of them well. Whoever submits tasks logs in as a producer."""
     namespace = SERVICES["coordinator"]["environment"]["MESH_NAMESPACE"]
-    with Mesh(redis_url=redis, namespace=namespace) as mesh:
-        running = Project(redis_url=redis, mesh=mesh)
+    producer = f"redis://producer:{SECRETS['REDIS_PRODUCER_PASSWORD']}@127.0.0.1:{port_of('redis')}/0"
+    with Mesh(redis_url=producer, namespace=namespace) as mesh:
+        running = Project(mesh=mesh)
         try:
             for name in ROLES:
-                running.containers[name] = start(image, name, redis)
+                running.containers[name] = start(image, name)
+            for name, container in running.containers.items():
+
+                def well(container: Container = container) -> bool:
+                    assert container.process.poll() is None, container.log.read_text(errors="replace")
+                    return answers(container.port) and container.health() == 0
+
+                wait_until(well, START_S, f"{name} to be healthy")
             yield running
         finally:
             for container in running.containers.values():
@@ -455,18 +495,28 @@ def test_redis_keeps_and_evicts_nothing(redis: str) -> None:
     ):
         assert client.execute("CONFIG", "GET", name)[1].decode() == value
     client.close()
-    assert SERVICES["redis"]["volumes"] == ["redis-data:/data"]
+    assert SERVICES["redis"]["volumes"] == ["redis-data:/data", "./deploy/redis:/usr/local/etc/redis:ro"]
     if shutil.which("redis-cli"):
         program, *more = SERVICES["redis"]["healthcheck"]["test"][1:]
-        words = [program, "-u", redis, *more]
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == "PONG"
+        words = [program, "-p", str(port_of("redis")), *more]
+        for password, status in ((SECRETS["REDIS_ADMIN_PASSWORD"], 0), ("wrong", 1)):
+            environ = {"PATH": os.environ["PATH"], "REDISCLI_AUTH": password}
+            done = subprocess.run(words, capture_output=True, text=True, check=False, env=environ)
+            assert (done.returncode, "PONG" in done.stdout) == (status, status == 0)
+
+
+def test_redis_does_not_start_without_a_password(tmp_path: Path) -> None:
+    given = {**SERVICES["redis"]["environment"], "PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
+    del given["REDIS_AGENT_PASSWORD"]
+    words = ["sh", str(ROOT / "deploy/redis/start.sh")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=given, timeout=20)
+    assert (done.returncode, done.stderr) == (2, "start.sh: set REDIS_AGENT_PASSWORD\n")
 
 
 def test_a_role_that_does_not_answer_is_not_well(image: Image) -> None:
     """And without a role the entry point says which there are."""
     tmp = image.folder("nothing")
-    environ = image.environment(tmp, AGENT_PORT=str(free_port()))
+    environ = image.environment(tmp, AGENT_PORT=str(port_of("nothing")))
     (tmp / "mesh-role").write_text("agent\n")
     check = image.words(last("HEALTHCHECK").partition(" CMD ")[2])
     assert image.popen(check, environ, stderr=subprocess.DEVNULL).wait(10) == 1
@@ -476,13 +526,6 @@ def test_a_role_that_does_not_answer_is_not_well(image: Image) -> None:
 
 
 def test_every_service_becomes_healthy(project: Project) -> None:
-    for name, container in project.containers.items():
-
-        def well(container: Container = container) -> bool:
-            assert container.process.poll() is None, container.log.read_text(errors="replace")
-            return answers(container.port) and container.health() == 0
-
-        wait_until(well, START_S, f"{name} to be healthy")
     agents = {agent.id: agent.capabilities for agent in project.mesh.agents(status="healthy")}
     assert agents == {"agent-1": ("data-processing",), "agent-2": ("data-processing", "task-execution")}
 
@@ -516,6 +559,9 @@ def test_it_works(project: Project) -> None:
     assert mesh.submit("data-processing", {"data": [1, 2, 3]}).result(timeout_s=30)["items"] == 3
     done = mesh.submit("task-execution", {"command": ["uname", "-s"]}).result(timeout_s=30)
     assert done["exit_code"] == 0 and done["stdout"].strip() == "Linux"
+    wait_until(
+        lambda: json.loads(containers["coordinator"].get("/health")[1])["leads"], START_S, "it to lead"
+    )
     status, body = containers["coordinator"].get("/health")
     assert status == 200 and json.loads(body)["leads"] is True
     flower = containers["flower"]
@@ -542,3 +588,10 @@ def test_sigterm_drains_within_the_grace_period(project: Project) -> None:
         "agent-1": "offline",
         "agent-2": "offline",
     }
+
+
+def test_nobody_needed_more_than_his_role_may(project: Project, redis: str) -> None:
+    admin = Client(redis)
+    refused = [row[row.index(b"object") + 1] for row in admin.execute("ACL", "LOG", 128)]
+    admin.close()
+    assert set(refused) <= {b"AUTH"}, "but for the wrong password of the health check's test"
