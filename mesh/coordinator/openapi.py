@@ -96,7 +96,7 @@ def install(app: FastAPI) -> None:
             }
             for path, operations in document["paths"].items():
                 for operation in operations.values():
-                    operation["security"] = [{"token": []}] if path.startswith("/v1/") else []
+                    operation["security"] = [{"token": []}] if path.startswith(("/v1/", "/metrics")) else []
             app.openapi_schema = document
         return app.openapi_schema
 
