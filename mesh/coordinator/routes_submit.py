@@ -170,6 +170,7 @@ def explain(
     call: Annotated[Call, Needs(Right(action="submit", each=True, verb="explain"))],
     body: Annotated[models.Submission, posted(models.Submission)],
 ) -> Response:
-    """Nothing is submitted."""
+    """Nothing is submitted. Who may not see all agents gets '' in place of the ids of others."""
     call.need_submit(body.type, body.payload)
-    return Json(listing.explain(call.store, body.type, options_of(body)))
+    told = listing.explain(call.store, body.type, options_of(body))
+    return Json(told if call.may("read") else listing.unnamed(told, call.subject))

@@ -138,9 +138,11 @@ async def result(
     responses=openapi.answers(models.Why),
 )
 def why(call: Reads, task_id: TaskId) -> Response:
-    """Its place in the queue, who could take it, and why the others would not."""
+    """Its place in the queue, who could take it, and why the others would not. Who may not see all agents gets '' in place of the
+    ids of others."""
     call.need_task("read", task_id)
-    return Json(listing.why(call.store, task_id))
+    told = listing.why(call.store, task_id)
+    return Json(told if call.may("read") else listing.unnamed(told, call.subject))
 
 
 @router.get(

@@ -272,6 +272,15 @@ def _who(store: Store, queue: str) -> tuple[list[AgentInfo], list[dict[str, str]
     return [agent for agent, why in judged if why is None], refused
 
 
+def unnamed(told: dict[str, Any], but: str) -> dict[str, Any]:
+    """What `explain` or `why` told, with '' for each agent's id but this: for who may know how many there are, not which."""
+    return {
+        **told,
+        "capable": [one if one == but else "" for one in told["capable"]],
+        "not_capable": [one if one["agent"] == but else {**one, "agent": ""} for one in told["not_capable"]],
+    }
+
+
 def explain(store: Store, task_type: str, options: Options = DEFAULTS) -> dict[str, Any]:
     """Who could take such a task, and why the others would not; nothing is submitted. Raises `Invalid`.
 
