@@ -15,6 +15,7 @@ from mesh.core.policies import ACTIONS
 from mesh.errors import Invalid, Refused
 
 if TYPE_CHECKING:
+    from mesh.core.tokens import Claims
     from mesh.settings import Settings
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -84,9 +85,7 @@ def group(
         ttl_s=ttl,
     )
     if settings.was_set("redis_url"):  # tokens can be made where there is no mesh yet
-        _record(
-            settings, f"token {claims.jti} for {claims.subject}", f"{claims.kind}, type {claims.agent_type}"
-        )
+        _record(settings, claims)
     if output == "table":
         click.echo(text)
         return
@@ -97,14 +96,18 @@ def group(
     click.echo(to_json({"token": text, **shown, "expires_at": iso(claims.expires_at * 1000)}))
 
 
-def _record(settings: Settings, what: str, why: str) -> None:
+def _record(settings: Settings, claims: Claims) -> None:
     from mesh.services import audit
     from mesh.store.store import Store
 
     store = Store(settings)
     try:
         who, where = audit.operator()
-        audit.tell(store, subject=who, source=where, action="issue token", object=what, why=why)
+        for namespace in claims.namespaces:
+            audit.tell(
+                store, subject=who, source=where, action="issue token", namespace=namespace,
+                object=f"token {claims.jti} for {claims.subject}", why=f"{claims.kind}, type {claims.agent_type}",
+            )  # fmt: skip
     finally:
         store.close()
 

@@ -11,6 +11,7 @@ from typing import Any
 from mesh.client.listener import Ended, Listener
 from mesh.client.ports import Page, Settled, Tell
 from mesh.core.states import HELD
+from mesh.core.tokens import EVERY
 from mesh.errors import NotFound
 from mesh.services import agents, audit, dead_letters, listing, tasks, types, views
 from mesh.services import restore as restores
@@ -158,7 +159,7 @@ class Direct:
 
     def audit(self, filters: Mapping[str, Any], cursor: str | None, limit: int) -> Page:
         """See `Port`."""
-        own = [self.settings.namespace]
+        own = [self.settings.namespace, EVERY]
         if cursor is None:  # there may be no coordinator that does it
             audit.move(self.store.client, self.settings.namespace, self.store.now_ms())
         return audit.entries(self.store.client, **filters, namespaces=own, cursor=cursor, limit=limit)

@@ -77,7 +77,7 @@ class Call:
         """Raise `Refused` unless the caller may, and record that. `about`: the thing, for the record."""
         decision = self.decide(action, name, owner=owner, namespace=namespace)
         if not decision.allowed:
-            self.note(about or name, allowed=False, why=decision.why)
+            self.note(about or name, allowed=False, why=decision.why, namespace=namespace)
             raise Refused(f"{self.subject} may not: {decision.why}.")
 
     def need_somewhere(self, action: str, name: str, *, about: str = "") -> None:
@@ -129,7 +129,7 @@ class Call:
         return Call(self.front, self.identity, self.source, self.front.store(namespace), self._right)
 
     def note(self, what: str, *, allowed: bool = True, why: str = "", namespace: str | None = None) -> None:
-        """Write it to the audit log."""
+        """Write it to the audit log; `namespace` None: that of the call, `*`: what is of the whole mesh."""
         self.front.audit.note(
             subject=self.subject, source=self.source, action=self._right.verb or self._right.action, object=what,
             allowed=allowed, why=why, namespace=namespace or self.store.keys.namespace,

@@ -570,6 +570,12 @@ class Issued(Struct, kw_only=True):
     expires_at: Time
 
 
+class RevokeBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The token that is not to count any more. It is kept nowhere."""
+
+    token: Annotated[str, Meta(min_length=1, max_length=8_192, description="Its text.")]
+
+
 class Revoked(Struct, kw_only=True):
     """The jti that does not count any more."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
@@ -10,8 +12,8 @@ from mesh.coordinator import models, openapi
 from mesh.coordinator.access import Call, MeshNeeds, Right
 from mesh.coordinator.answers import Json
 from mesh.coordinator.requests import posted
-from mesh.core.tokens import EVERY, check_jti
-from mesh.errors import Refused
+from mesh.core.tokens import EVERY, Claims, check_jti, unverified, verify
+from mesh.errors import Invalid, Refused, Unauthenticated
 from mesh.services import tokens, views
 
 router = APIRouter(prefix="/v1/tokens", default_response_class=Json, tags=["tokens"])
@@ -33,15 +35,11 @@ _BODY = {"subject": "billing", "agent_type": "producer", "namespaces": ["prod"],
 def issue_token(call: Issuer, body: Annotated[models.TokenBody, posted(models.TokenBody)]) -> Response:
     """For namespaces in which the caller may administer tokens, and for no more capabilities than his own token has. The token is
     told once and kept nowhere."""
-    for namespace in body.namespaces:
-        if namespace == EVERY:
-            call.need("administer", _WHAT, namespace=EVERY, about=f"token for {body.subject}")
-        else:
-            call.at(namespace).need("administer", _WHAT, about=f"token for {body.subject}")
+    _need_all(call, body.namespaces, f"token for {body.subject}")
     own = call.identity.claims.capabilities
     if own is not None and (body.capabilities is None or not set(body.capabilities) <= set(own)):
         why = f"its own token is for capabilities {', '.join(own) or 'none'} only"
-        call.note(f"token for {body.subject}", allowed=False, why=why)
+        _note_all(call, body.namespaces, f"token for {body.subject}", allowed=False, why=why)
         raise Refused(f"{call.subject} may not issue this: {why}.")
     text, claims = tokens.issue(
         call.front.settings,
@@ -52,7 +50,8 @@ def issue_token(call: Issuer, body: Annotated[models.TokenBody, posted(models.To
         capabilities=body.capabilities,
         ttl_s=body.ttl_s,
     )
-    call.note(f"token {claims.jti} for {claims.subject}", why=f"{claims.kind}, type {claims.agent_type}")
+    about = f"token {claims.jti} for {claims.subject}"
+    _note_all(call, claims.namespaces, about, why=f"{claims.kind}, type {claims.agent_type}")
     shown: dict[str, Any] = {
         "token": text,
         "kind": claims.kind,
@@ -66,11 +65,52 @@ def issue_token(call: Issuer, body: Annotated[models.TokenBody, posted(models.To
     return Json(shown, 201)
 
 
-@router.delete("/{jti}", summary="Revoke a token", responses=openapi.answers(models.Revoked))
-def revoke_token(call: Revoker, jti: Jti) -> Response:
-    """Refused here at once, by the other coordinators within two seconds. Whether there is such a token nobody knows."""
+@router.delete("/{jti}", summary="Revoke a token by its jti", responses=openapi.answers(models.Revoked))
+def revoke_jti(call: Revoker, jti: Jti) -> Response:
+    """For who may administer tokens in all namespaces: a jti does not say whose token it is; `POST /v1/tokens:revoke` is for
+    the others. Refused here at once, by the other coordinators within two seconds. Whether there is such a token nobody knows."""
+    call.need("administer", _WHAT, namespace=EVERY, about="token by its jti")
     check_jti(jti)
-    call.need_somewhere("administer", _WHAT, about=f"token {jti}")  # a jti is known only to who was told it
     call.front.coordinator.revocations.revoke(jti)
-    call.note(f"token {jti}")
+    call.note(f"token {jti}", namespace=EVERY)
     return Json({"revoked": jti})
+
+
+@router.post(
+    ":revoke",
+    summary="Revoke a token that is shown",
+    responses=openapi.answers(models.Revoked),
+    openapi_extra=openapi.takes(models.RevokeBody, examples={"shown": {"token": "eyJhbGciOi..."}}),
+)
+def revoke_token(call: Revoker, body: Annotated[models.RevokeBody, posted(models.RevokeBody)]) -> Response:
+    """For who may administer tokens in each namespace that it is for. Refused here at once, by the other coordinators within two
+    seconds."""
+    call.need_somewhere("administer", _WHAT, about="token that is shown")
+    claims = _shown(call, body.token)
+    _need_all(call, claims.namespaces, f"token {claims.jti}")
+    call.front.coordinator.revocations.revoke(claims.jti, claims.expires_at)
+    _note_all(call, claims.namespaces, f"token {claims.jti}", why=f"{claims.kind}, subject {claims.subject}")
+    return Json({"revoked": claims.jti})
+
+
+def _shown(call: Call, text: str) -> Claims:
+    kind = unverified(text)[0]
+    try:
+        if kind is not None:
+            return verify(kind, text, call.front.settings.keyring, now_s=time.time())
+    except Unauthenticated:  # the caller's own is valid: not his 401
+        pass
+    raise Invalid("That is no valid token of this mesh: forged, cut off, or it has ended by itself.")
+
+
+def _need_all(call: Call, namespaces: Iterable[str], about: str) -> None:
+    """Raise `Refused` or `NotFound` unless the caller may administer tokens in each of these, `*`: in all."""
+    for namespace in namespaces:
+        there = call if namespace == EVERY else call.at(namespace)
+        there.need("administer", _WHAT, namespace=namespace, about=about)
+
+
+def _note_all(call: Call, namespaces: Iterable[str], about: str, *, why: str, allowed: bool = True) -> None:
+    """In the audit log of each namespace that the token is for."""
+    for namespace in namespaces:
+        call.note(about, allowed=allowed, why=why, namespace=namespace)

@@ -89,11 +89,12 @@ def _tell(entry: Entry) -> None:
 
 def record(
     store: Store, *, subject: str, source: str, action: str, object: str, allowed: bool = True, why: str = "",
-    key: str = AUDIT,
+    key: str = AUDIT, namespace: str | None = None,
 ) -> None:  # fmt: skip
-    """Write one entry now; agents to the key `told` of their namespace. Raises `StoreUnavailable`."""
+    """Write one entry now; agents to the key `told` of their namespace. `namespace` None: the store's, `*`: of the whole mesh.
+    Raises `StoreUnavailable`."""
     entry = _entry(
-        namespace=store.keys.namespace, subject=subject, source=source, action=action, object=object,
+        namespace=namespace or store.keys.namespace, subject=subject, source=source, action=action, object=object,
         allowed=allowed, why=why,
     )  # fmt: skip
     _tell(entry)

@@ -52,7 +52,8 @@ GET  events                    worker viewer operator admin             | =
 GET  /cluster                  worker viewer operator admin             | =
 POST /snapshots:restore        admin                                    | =
 POST /tokens                   admin                                    | =
-DELETE /tokens/{jti}           admin                                    | =
+POST /tokens:revoke            admin                                    | =
+DELETE /tokens/{jti}                                                    | =
 """
 BODIES = {
     "tasks": {"type": "quiet", "unsatisfiable": "accept", "countdown_s": 999},
@@ -160,6 +161,8 @@ def test_each_route_for_each_role(door: tuple[Place, str]) -> None:
                     path += "?dry_run=true"
                 elif route == "/tokens":
                     body = {"subject": "x", "agent_type": "viewer", "namespaces": [place.namespace]}
+                elif route == "/tokens:revoke":
+                    body = {"token": token("viewer", "x", [place.namespace])}
                 status = me.status(method, path, body)
                 if (status not in (401, 403)) != (role in may) or status >= 500 or status == 422:
                     wrong.append((method, route, role, whose, status))
@@ -410,12 +413,35 @@ def test_what_is_no_token_is_explained_too(place: Place) -> None:
 def test_tokens_made_and_revoked_at_the_command_line_are_recorded(place: Place) -> None:
     text = place.call("auth", "--agent-id", "me", "--agent-type", "viewer").stdout.strip()
     assert place.call("token", "revoke", text).returncode == 0
-    revoked, issued = place.mesh.audit()
+    revoked, issued = (one for one in place.mesh.audit() if one["namespace"] == place.namespace)
     assert (issued["action"], revoked["action"]) == ("issue token", "revoke token")
     assert issued["object"].startswith("token ") and issued["object"] == f"{revoked['object']} for me"
     assert text not in json.dumps([revoked, issued]) and "@" in issued["subject"]
     done = place.call("auth", "explain", text, "read")
     assert (done.returncode, done.stdout) == (4, "refused: it was revoked.\n")
+
+
+def test_who_reads_only_his_own_learns_how_many_agents_there_are_not_which(door: tuple[Place, str]) -> None:
+    admin = caller(door)
+    for name in ("mine", "secret-1", "secret-2"):
+        row = {"name": name, "state": "ready", "capabilities": "named", "slots": 1}
+        door[0].mesh.store.agents.join(name, row)
+    for subject, shown in (("mine", {"mine"}), ("eve", set[str]())):
+        me = caller(door, "producer", subject)
+        why = f"tasks/{me.submit()}/why"
+        _unnamed(me.ask("GET", why), admin.ask("GET", why), shown)
+        for requires in ([], ["named"]):
+            body = {"type": "quiet", "requires": requires}
+            _unnamed(me.ask("POST", "tasks:explain", body), admin.ask("POST", "tasks:explain", body), shown)
+
+
+def _unnamed(told: httpx2.Response, full: httpx2.Response, shown: set[str]) -> None:
+    assert told.status_code == full.status_code == 200
+    assert "secret-1" in full.text and "secret-" not in told.text
+    for name in ("capable", "not_capable"):
+        assert len(told.json()[name]) == len(full.json()[name])
+    named = {*told.json()["capable"], *(one["agent"] for one in told.json()["not_capable"])}
+    assert named - {""} == shown
 
 
 def test_a_revoked_token_ends_what_lasts(door: tuple[Place, str]) -> None:

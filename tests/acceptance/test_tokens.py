@@ -157,8 +157,8 @@ def test_issued_and_revoked_over_http(place: Place) -> None:
         def status(url: str, text: str) -> int:
             return http.get(url + tasks, headers={"Authorization": f"Bearer {text}"}).status_code
 
-        def revoke(jti: str, headers: dict[str, str]) -> int:
-            return http.delete(f"{urls[0]}/v1/tokens/{jti}", headers=headers).status_code
+        def revoke(text: str, headers: dict[str, str]) -> int:
+            return http.post(f"{urls[0]}/v1/tokens:revoke", json={"token": text}, headers=headers).status_code
 
         admin = bearer("admin", "ann", [place.namespace])
         answer = issue(admin, ttl_s=60)
@@ -179,11 +179,11 @@ def test_issued_and_revoked_over_http(place: Place) -> None:
         assert issue(narrow, kind="join", capabilities=["ocr"]).status_code == 201
         assert issue(admin, ttl_s=0).status_code == issue(admin, agent_type="a b").status_code == 422
         assert issue(admin, namespaces=["A B"]).status_code in (404, 422)
-        assert issue({}).status_code == revoke(row["jti"], {}) == 401
+        assert issue({}).status_code == revoke(row["token"], {}) == 401
 
-        assert revoke(row["jti"], bearer("operator", "olaf", [place.namespace])) == 403
-        assert revoke("short", admin) == 422
-        assert revoke(row["jti"], admin) == 200
+        assert revoke(row["token"], bearer("operator", "olaf", [place.namespace])) == 403
+        assert revoke("short", admin) == revoke(row["token"][:-4], admin) == 422
+        assert revoke(row["token"], admin) == 200
         assert status(urls[0], row["token"]) == 401, "at once where it was told"
         begun = time.monotonic()
         wait_until(lambda: status(urls[1], row["token"]) == 401, 10, "the other coordinator to hear of it")
@@ -194,3 +194,50 @@ def test_issued_and_revoked_over_http(place: Place) -> None:
         assert revoked(place, "--subject", f"v-{place.namespace}").returncode == 0
         for url in urls:
             wait_until(lambda url=url: status(url, mine) == 401, 10, "it to hear of it")  # type: ignore[misc]
+
+
+def test_a_token_is_revoked_and_recorded_where_it_counts(place: Place) -> None:
+    url = start(place, "one")[1]
+    home, other, third = place.namespace, f"{place.namespace}-b", f"{place.namespace}-c"
+    with httpx2.Client(timeout=30) as http:
+
+        def ask(headers: dict[str, str], method: str, path: str, body: Any = None) -> int:
+            return http.request(method, f"{url}/v1/tokens{path}", json=body, headers=headers).status_code
+
+        def valid(text: str) -> bool:
+            return inspected(place, text)[0] == 0
+
+        def recorded(*spaces: str) -> set[tuple[str, str, bool]]:
+            """(action, namespace, allowed) of what the mesh's administrator reads of these namespaces."""
+            found = http.get(f"{url}/v1/audit?limit=1000", headers=bearer("admin", "root", ["*"])).json()[
+                "entries"
+            ]
+            return {(e["action"], e["namespace"], e["allowed"]) for e in found if e["namespace"] in spaces}
+
+        of_both, of_all = bearer("admin", "bea", [other, third]), bearer("admin", "root", ["*"])
+        of_other = bearer("admin", "ann", [other])
+        text = token("viewer", "v", [other, third])
+        jti = tokens.verify("api", text, RING, now_s=time.time()).jti
+
+        body = {"subject": "x", "agent_type": "viewer", "namespaces": [other, third]}
+        assert ask(of_both, "POST", "", body) == 201
+        assert ask(of_other, "POST", ":revoke", {"token": text}) == 404, (
+            "it is for a namespace that is not his"
+        )
+        assert ask(of_both, "DELETE", f"/{jti}") == 403, "a jti may be anybody's"
+        assert ask(of_both, "POST", ":revoke", {"token": token("viewer", "v", ["*"])}) == 403
+        assert valid(text)
+        assert ask(of_both, "POST", ":revoke", {"token": text}) == 200
+        assert not valid(text)
+        everywhere = token("viewer", f"all-{home}", ["*"])
+        assert ask(of_all, "POST", ":revoke", {"token": everywhere}) == 200 and not valid(everywhere)
+        by_jti = token("viewer", "w", [third])
+        jti = tokens.verify("api", by_jti, RING, now_s=time.time()).jti
+        assert ask(of_all, "DELETE", f"/{jti}") == 200 and not valid(by_jti)
+
+        expected = {
+            (verb, space, True) for verb in ("issue token", "revoke token") for space in (other, third)
+        }
+        wait_until(lambda: expected <= recorded(other, third), 10, "the audit log to be written")
+        assert ("revoke token", "*", True) in recorded("*") and ("revoke token", "*", False) in recorded("*")
+        assert recorded(home) == set()
