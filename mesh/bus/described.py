@@ -8,6 +8,7 @@ as it is. Plain `dict`, `list`, `str` ... need no library; pydantic is imported 
 from __future__ import annotations
 
 import inspect
+import logging
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from mesh.core.schemas import trouble
 from mesh.errors import Invalid
 
+logger = logging.getLogger(__name__)
 Convert = Callable[[Any], Any]
 _SAYS_NOTHING = (inspect.Parameter.empty, Any, object, None, type(None))
 _SAYS_NOTHING_TEXTS = frozenset({"Any", "typing.Any", "object", "None"})
@@ -90,15 +92,20 @@ class Described:
     def row(self) -> dict[str, Any]:
         """JSON values for the registry.
 
-        Raises `Invalid` for annotations that say nothing about JSON, and for schemas of payloads that `trouble` refuses.
+        A model whose schema `trouble` refuses, for example one that contains itself, is not advertised: its payloads are checked
+        by the agent alone. Raises `Invalid` for annotations that say nothing about JSON, and for a given schema that is refused.
         """
         schema = self._shown_payload_schema()
         why = "" if schema is None else trouble(schema)
+        if why and self._payload_schema is not None:
+            raise Invalid(f"The payload_schema of task type {self.name} is not used, since it {why}.")
         if why:
-            raise Invalid(
-                f"The schema of the payload of task type {self.name} is not used, since it {why}: give the task a simpler "
-                "payload_schema, or its parameter no annotation."
+            logger.warning(
+                "the schema of the payload of task type %s is not advertised, since it %s: payloads are checked by agents only",
+                self.name,
+                why,
             )
+            schema = None
         return {
             **self._fixed,
             "description": (inspect.getdoc(self.function) or "").partition("\n")[0].strip(),
