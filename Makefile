@@ -26,7 +26,7 @@ uv_pip = $(with_index) $(UV) pip
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check lint view types imports format conformance slow chaos fuzz bench bench-scale bench-http bench-security lock clean
+.PHONY: help install demo test check lint view types imports format conformance slow chaos fuzz bench bench-scale bench-http bench-security bench-telemetry bench-flower lock clean
 
 help:
 	@echo "make demo         Redis, a coordinator, agents and Flower; a real job; one agent killed on the way"
@@ -37,7 +37,7 @@ help:
 	@echo "make chaos        the whole fault matrix, under 30 minutes (CHAOS=ci: ten minutes of it)"
 	@echo "make fuzz         20,000 requests that are made up, to a coordinator"
 	@echo "make bench        throughput beside other task queues (make bench-scale: larger meshes; make bench-http: the API;"
-	@echo "                  make bench-security: what signing costs)"
+	@echo "                  make bench-security, -telemetry, -flower: what each costs)"
 	@echo "make format       let ruff correct and lay out the sources"
 	@echo "make lock         make requirements.lock anew from pyproject.toml"
 	@echo "make clean        remove everything that make made"
@@ -118,9 +118,13 @@ $(BENCH_INSTALLED): $(UV) pyproject.toml
 bench: $(BENCH_INSTALLED)
 	.venv-bench/bin/python -m benchmarks.compare $(BENCH_ARGS)
 
-# Does a larger mesh cost more? What does the HTTP service take? What does signing cost?
-bench-scale bench-http bench-security: $(BENCH_INSTALLED)
+# Does a larger mesh cost more? What does the HTTP service take?
+bench-scale bench-http: $(BENCH_INSTALLED)
 	.venv-bench/bin/python -m benchmarks.$(subst http,http_submit,$(@:bench-%=%)) $(BENCH_ARGS)
+
+# What does one thing cost, with it and without?
+bench-security bench-telemetry bench-flower: $(BENCH_INSTALLED)
+	.venv-bench/bin/python -m benchmarks.overhead $(@:bench-%=%) $(BENCH_ARGS)
 
 # uv.lock holds download addresses and stays out of the repository; the export has versions and hashes only.
 lock: $(UV)

@@ -32,21 +32,21 @@ from mesh.core import tokens
 from mesh.core.keyring import Keyring
 from mesh.store.embedded import start_server
 
-_NAMESPACE = "bench-http"
-_PATH = f"/v1/namespaces/{_NAMESPACE}"
+NAMESPACE = "bench-http"
+_PATH = f"/v1/namespaces/{NAMESPACE}"
 _START_S = 30.0
-_SECRET = os.environ.get("MESH_JWT_SECRET") or secrets.token_hex(32)
-_RING = Keyring([_SECRET])
+SECRET = os.environ.get("MESH_JWT_SECRET") or secrets.token_hex(32)
+_RING = Keyring([SECRET])
 _TOKEN = tokens.issue(
-    "api", _RING, _RING.kids[0], subject="bench", agent_type="producer", namespaces=[_NAMESPACE], ttl_s=3600,
+    "api", _RING, _RING.kids[0], subject="bench", agent_type="producer", namespaces=[NAMESPACE], ttl_s=3600,
     now_s=time.time(), jti=secrets.token_urlsafe(16),
 )  # fmt: skip
 _BATCH = 10_000
 
 
 @contextlib.contextmanager
-def coordinator() -> Iterator[tuple[str, int]]:
-    """(URL, process id) of a coordinator with a Redis of its own."""
+def coordinator() -> Iterator[tuple[str, int, str]]:
+    """(URL, process id, REDIS_URL) of a coordinator with a Redis of its own."""
     with tempfile.TemporaryDirectory() as folder, start_server(Path(folder)) as server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -54,8 +54,8 @@ def coordinator() -> Iterator[tuple[str, int]]:
         environ = {
             **os.environ,
             "REDIS_URL": server.url,
-            "MESH_NAMESPACE": _NAMESPACE,
-            "MESH_JWT_SECRET": _SECRET,
+            "MESH_NAMESPACE": NAMESPACE,
+            "MESH_JWT_SECRET": SECRET,
             "LOG_LEVEL": "warning",
         }
         words = [sys.executable, "-m", "mesh", "coordinator", "--host", "127.0.0.1", "--port", str(port)]
@@ -63,7 +63,7 @@ def coordinator() -> Iterator[tuple[str, int]]:
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_until_ready(url, process)
-            yield url, process.pid
+            yield url, process.pid, server.url
         finally:
             process.terminate()
             process.wait()
@@ -159,8 +159,8 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--pipeline", type=int, default=4, help="requests under way on a connection")
     asked = parser.parse_args()
-    given = contextlib.nullcontext((asked.url, 0)) if asked.url else coordinator()
-    with given as (url, pid):
+    given = contextlib.nullcontext((asked.url, 0, "")) if asked.url else coordinator()
+    with given as (url, pid, _):
         place = urlsplit(url)
         host, port = place.hostname or "127.0.0.1", place.port or 80
         singles(host, port, 1.0, asked.connections, asked.pipeline)  # warm

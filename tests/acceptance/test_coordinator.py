@@ -88,6 +88,7 @@ def test_the_loops_promote_expire_and_take_back(place: Place) -> None:
     wait_until(lambda: lost.status() == "queued", 30, "the lease to end")
 
 
+@pytest.mark.ci
 def test_the_leader_says_when_the_health_of_an_agent_changes(place: Place) -> None:
     intervals = {
         "HEARTBEAT_INTERVAL_MS": "500",

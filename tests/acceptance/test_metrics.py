@@ -201,6 +201,7 @@ def test_metrics_of_a_coordinator_need_a_token_that_may_read_all(place: Place) -
     scrape(url, **bearer("viewer", namespaces=(place.namespace,)))
 
 
+@pytest.mark.ci
 def test_agents_tell_their_own_and_prometheus_finds_them(working: Place) -> None:
     place = working
     _, url = start(place, "c1")

@@ -146,6 +146,7 @@ def test_a_cordoned_agent_gets_nothing_and_what_waited_for_it_goes_elsewhere(mes
         mesh.cordon("nobody")
 
 
+@pytest.mark.ci
 def test_the_tasks_placed_with_an_agent_survive_it(fleet: Fleet) -> None:
     """Frozen, it takes nothing; killed, what was placed with it runs elsewhere within the bound."""
     mesh = fleet.mesh

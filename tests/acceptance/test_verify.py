@@ -15,6 +15,7 @@ from tests.conformance.cluster import is_alive, list_process_tree
 from tests.waiting import wait_until
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(180)
 def test_a_short_run_in_a_server_that_others_use(place: Place, tmp_path: Path) -> None:
     """An agent is killed and comes back; everything is checked, told, and nothing is left in the server."""

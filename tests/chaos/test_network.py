@@ -51,7 +51,7 @@ def cut_off(stage: Stage, recovery: Recovery, how: Callable[[Proxy], None], *, p
     "network",
     "an agent is cut off from Redis only: its connections die, new ones are refused",
     expect="its tasks run elsewhere when their leases end, its late results are refused, it works again",
-    tier="test",
+    tier="ci",
     bound_s=LEASE_S,
 )
 def test_cut_off(stage: Stage, recovery: Recovery) -> None:

@@ -1,12 +1,13 @@
-"""What signing costs: CPU-seconds of all processes per 10,000 tasks that do nothing, with signed messages and without.
+"""What one thing costs: CPU-seconds of all processes per 10,000 tasks that do nothing, with it and without.
 
 ```
-python -m benchmarks.security [--rounds 10] [--tasks 10000] [--json FILE]
+python -m benchmarks.overhead security|telemetry|flower [--rounds 10] [--tasks 10000] [--json FILE]
 ```
 
 Two agents of either kind (solo) on one Redis of its own; the rounds alternate between them. A round submits its tasks in bulk,
 the last tenth one by one, and waits until all have run. Counted is the CPU time of the producer, of that kind's two agents (user
-and system, from /proc) and of Redis (`INFO cpu`). "Without" exists only here: sealing and opening are replaced by nothing.
+and system, from /proc) and of Redis (`INFO cpu`). "Without" exists only here (`benchmarks.without`); `flower` compares a mesh to
+whose events a Flower listens with one to whose nobody does, and counts not what Flower does with them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mesh.client import Mesh
 from mesh.store.embedded import start_server
 
 _START_S, _ROUND_S = 60.0, 120.0
-_APPS = {"signed": "benchmarks.contestants.mesh_app", "unsigned": "benchmarks.unsigned_app"}
+_WITH, _WITHOUT = "with", "without"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -43,14 +44,17 @@ def _wait(done: Callable[[], bool], seconds: float, what: str) -> None:
 class Kind:
     """Two agents in a namespace of their own, and a producer that does as they do."""
 
-    def __init__(self, name: str, redis_url: str, folder: Path) -> None:
-        self.name, self.sealer = name, None
+    def __init__(self, name: str, what: str, redis_url: str, folder: Path) -> None:
+        self.name = name
         namespace = f"bench-{name}"
+        bare = name == _WITHOUT and what != "flower"
+        app = "benchmarks.without" if bare else "benchmarks.contestants.mesh_app"
         environ = {
             **os.environ,
             "REDIS_URL": redis_url,
             "MESH_NAMESPACE": namespace,
             "AGENT_NAMESPACE": namespace,
+            "BENCH_WITHOUT": what,
         }
         self.mesh = Mesh(redis_url=redis_url, namespace=namespace)
         self.agents = []
@@ -59,7 +63,7 @@ class Kind:
                 "-m",
                 "celery",
                 "-A",
-                _APPS[name],
+                app,
                 "worker",
                 "-P",
                 "solo",
@@ -77,6 +81,21 @@ class Kind:
                         stderr=log,
                     )
                 )
+
+        self.flower = None
+        if what == "flower" and name == _WITH:
+            words = [
+                "-m",
+                "celery",
+                "-A",
+                app,
+                "flower",
+                "--port=0",
+                "--address=127.0.0.1",
+                "--logging=warning",
+            ]
+            with (folder / "flower.log").open("wb") as log:
+                self.flower = subprocess.Popen([sys.executable, *words], env=environ, stdout=log, stderr=log)
 
     def ready(self) -> bool:
         """Whether both consume."""
@@ -110,22 +129,36 @@ class Kind:
         return self.cpu_s() - before
 
     def close(self) -> None:
-        """Stop the agents."""
-        for agent in self.agents:
-            agent.kill()
-            agent.wait()
+        """Stop the processes."""
+        for one in [*self.agents, *([self.flower] if self.flower else [])]:
+            one.kill()
+            one.wait()
         self.mesh.close()
 
 
-def _as(kind: str) -> None:
-    """This process seals as the agents of a kind open."""
+_Ways = dict[str, tuple[Any, Any, Any]]
+
+
+def _ways(what: str) -> _Ways:
+    """How this process, the producer, seals and opens for either kind; the rest of it costs it nothing."""
     from mesh.bus import publishing, transport
     from mesh.services import tasks
 
-    tasks.sealer, publishing.sealer, transport.open_task = _WAYS[kind]
+    def now() -> tuple[Any, Any, Any]:
+        return tasks.sealer, publishing.sealer, transport.open_task
+
+    ways = {_WITH: now()}
+    if what == "security":
+        os.environ["BENCH_WITHOUT"] = what
+        import benchmarks.without  # noqa: F401  (takes their place)
+    return {**ways, _WITHOUT: now()}
 
 
-_WAYS: dict[str, tuple[Any, Any, Any]] = {}
+def _become(way: tuple[Any, Any, Any]) -> None:
+    from mesh.bus import publishing, transport
+    from mesh.services import tasks
+
+    tasks.sealer, publishing.sealer, transport.open_task = way
 
 
 def main() -> None:
@@ -133,23 +166,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("what", choices=("security", "telemetry", "flower"))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     os.environ.setdefault("MESH_JWT_SECRET", secrets.token_hex(32))
     os.environ["MESH_RESULT_RETENTION_S"] = os.environ["MESH_IGNORED_RETENTION_S"] = "60"
-    from mesh.bus import publishing, transport
-    from mesh.services import tasks
-
-    _WAYS["signed"] = (tasks.sealer, publishing.sealer, transport.open_task)
-    import benchmarks.unsigned_app  # noqa: F401  (takes the place of both)
-
-    _WAYS["unsigned"] = (tasks.sealer, publishing.sealer, transport.open_task)
+    ways = _ways(options.what)
     with tempfile.TemporaryDirectory() as folder, start_server(Path(folder)) as server:
-        kinds = [Kind(name, server.url, Path(folder)) for name in _APPS]
+        kinds = [Kind(name, options.what, server.url, Path(folder)) for name in (_WITH, _WITHOUT)]
         try:
-            report = _rounds(kinds, options.rounds, options.tasks)
+            report = _rounds(options.what, kinds, ways, options.rounds, options.tasks)
         finally:
             for kind in kinds:
                 kind.close()
@@ -157,26 +185,26 @@ def main() -> None:
         options.json.write_text(json.dumps(report, indent=2), encoding="utf-8")
 
 
-def _rounds(kinds: list[Kind], rounds: int, number: int) -> dict[str, Any]:
+def _rounds(what: str, kinds: list[Kind], ways: _Ways, rounds: int, number: int) -> dict[str, Any]:
     for kind in kinds:
         _wait(kind.ready, _START_S, f"the agents ({kind.name})")
-        _as(kind.name)
+        _become(ways[kind.name])
         kind.run(number // 5)  # warm
     spent: dict[str, list[float]] = {kind.name: [] for kind in kinds}
     for turn in range(rounds):
         for kind in kinds if turn % 2 else kinds[::-1]:
-            _as(kind.name)
+            _become(ways[kind.name])
             spent[kind.name].append(kind.run(number) * 10_000 / number)
-        ratio = spent["signed"][-1] / spent["unsigned"][-1]
+        ratio = spent[_WITH][-1] / spent[_WITHOUT][-1]
         print(
-            f"{turn + 1}: signed {spent['signed'][-1]:.2f} s, unsigned {spent['unsigned'][-1]:.2f} s, x {ratio:.3f}",
+            f"{turn + 1}: with {what} {spent[_WITH][-1]:.2f} s, without {spent[_WITHOUT][-1]:.2f} s, x {ratio:.3f}",
             flush=True,
         )
-    ratios = [one / other for one, other in zip(spent["signed"], spent["unsigned"], strict=True)]
+    ratios = [one / other for one, other in zip(spent[_WITH], spent[_WITHOUT], strict=True)]
     middle = {name: statistics.median(values) for name, values in spent.items()}
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
     print(
-        f"CPU-seconds per 10,000 tasks: signed {middle['signed']:.2f}, unsigned {middle['unsigned']:.2f}; "
+        f"CPU-seconds per 10,000 tasks: with {what} {middle[_WITH]:.2f}, without {middle[_WITHOUT]:.2f}; "
         f"ratio {statistics.median(ratios):.3f} (quartiles {quartiles[0]:.3f} to {quartiles[2]:.3f}, "
         f"all {min(ratios):.3f} to {max(ratios):.3f})"
     )
