@@ -10,6 +10,7 @@ import click
 
 from mesh.cli import complete
 from mesh.cli.commands import Command
+from mesh.cli.explaining import explained
 from mesh.cli.options import names, open_mesh, output, pairs, remote
 from mesh.cli.show import one_text, say, to_json
 from mesh.core.places import Strategy
@@ -81,7 +82,7 @@ def _decode(data: bytes, where: str) -> Any:
               help="Where to run it if that can be; else this process's region.")
 @click.option("--labels", metavar="A=B,C=D", help="Marks, kept in its record.")
 @click.option("--reject-unsatisfiable", is_flag=True, help="Refuse it if no agent can take it now (else it waits).")
-@click.option("--explain", is_flag=True, help="Submit nothing: say who could take it, and why the others could not.")
+@click.option("--explain", is_flag=True, help="Submit nothing: say who could take it, when, and what would change that.")
 @click.option("--wait", is_flag=True, help="Wait for its end, print its result; exit code 1 if it fails.")
 @click.option("--wait-timeout", type=click.FloatRange(min=0), metavar="S", help="... but S seconds at most.")
 @output
@@ -93,8 +94,8 @@ def command(
     # fmt: on
     """Submit a task; prints its id, or with --wait its result.
 
-    JSON: id, state, and with --wait `result`. With --explain: queue, capable (agents), not_capable (agent, why), ahead
-    (tasks before it), free_slots, warning; exit code 7 if nobody could take it now.
+    JSON: id, state, and with --wait `result`. With --explain: what `mesh task why` tells of agents, start and advice, and queue,
+    ahead (tasks before it), free_slots, warning; exit code 7 if nobody could take it now.
     """
     with open_mesh() as mesh:
         value = read_payload(payload, mesh.settings.max_payload_bytes)
@@ -136,7 +137,10 @@ def _options(
 
 
 def _explain(answer: dict[str, Any], output: str) -> None:
-    click.echo(one_text(answer, output, key="queue"))
+    if output == "table":
+        click.echo(explained(answer, f"It would wait in queue {answer['queue']}, behind {answer['ahead']} tasks of it."))
+    else:
+        click.echo(one_text(answer, output, key="queue"))
     if not answer["capable"]:
         say(f"Warning: {answer['warning']}")
         raise click.exceptions.Exit(Unsatisfiable.exit_code)

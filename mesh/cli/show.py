@@ -6,7 +6,6 @@ reaches a terminal only with its control characters spelled out.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import shutil
@@ -15,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
+
+from mesh.core.durations import duration
 
 __all__ = ["clean", "duration", "line", "one_text", "rows_text", "say", "table", "to_json"]
 
@@ -25,7 +26,6 @@ _COLORS = {
     "cancelled": "bright_black", "expired": "bright_black",
 }  # fmt: skip
 _NARROWEST = 8  # a column is not cut below that
-_UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s"))
 
 
 def say(sentence: str) -> None:
@@ -102,19 +102,6 @@ def table(
 def line(status: str, what: str, text: str) -> str:
     """One line of a report."""
     return f"{_paint(f'{status:<4}')}  {clean(what):<16}  {clean(text)}".rstrip()
-
-
-def duration(ms: float) -> str:
-    """Milliseconds for people: `350 ms`, `3.2 s`, `5 min 10 s`, `2 h 3 min`."""
-    if ms < 1000:
-        return f"{ms:.0f} ms"
-    if ms < 60_000:
-        return f"{ms / 1000:.1f} s"
-    for (size, unit), (below, smaller) in itertools.pairwise(_UNITS):
-        if ms >= size:
-            rest = int(ms % size // below)
-            return f"{int(ms // size)} {unit}" + (f" {rest} {smaller}" if rest else "")
-    return f"{ms / 1000:.0f} s"
 
 
 def _fit(widths: list[int], room: int, fixed: int) -> list[int]:

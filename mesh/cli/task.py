@@ -12,6 +12,7 @@ import click
 
 from mesh.cli import complete
 from mesh.cli.commands import Group
+from mesh.cli.explaining import explained
 from mesh.cli.options import open_mesh, output, remote, watch
 from mesh.cli.show import one_text, rows_text, say
 from mesh.cli.watching import present
@@ -168,13 +169,15 @@ def watch_command(task_id: str, timeout: float | None, output: str) -> None:
 @output
 @remote
 def why_command(task_id: str, output: str) -> None:
-    """Say why a task waits, and for whom.
+    """Say why a task waits, what keeps each agent from it, when it is expected to start and what would change that.
 
-    JSON: id, state, queue, detail (a sentence), position (tasks before it in the queue), capable (agents that could take
-    it), not_capable (agent, why).
+    JSON: id, state, queue, detail (a sentence), position (tasks before it in the queue), agents (agent, capable, why, slots,
+    free_slots), expected_start_ms (from now), expected_start_at, expected_start_how, advice (sentences), capable (ids),
+    not_capable (agent, why).
     """
     with open_mesh() as mesh:
-        click.echo(one_text(mesh.handle(task_id).why(), output))
+        answer = mesh.handle(task_id).why()
+    click.echo(explained(answer, answer["detail"]) if output == "table" else one_text(answer, output))
 
 
 @group.command("cancel")

@@ -13,7 +13,7 @@ from mesh.client.ports import Page, Settled, Tell
 from mesh.core.states import HELD
 from mesh.core.tokens import EVERY
 from mesh.errors import NotFound
-from mesh.services import agents, audit, dead_letters, listing, tasks, types, views
+from mesh.services import agents, audit, dead_letters, explaining, listing, tasks, types, views
 from mesh.services import restore as restores
 from mesh.services.agents import AgentInfo
 from mesh.services.tasks import Options
@@ -104,7 +104,7 @@ class Direct:
 
     def why(self, task_id: str) -> dict[str, Any]:
         """See `Handle`."""
-        return listing.why(self.store, task_id)
+        return explaining.why(self.store, task_id)
 
     def cancel(self, task_id: str, reason: str) -> bool:
         """See `Handle`."""
@@ -173,7 +173,7 @@ class Direct:
 
     def explain(self, task_type: str, options: Options) -> dict[str, Any]:
         """See `Mesh`."""
-        return listing.explain(self.store, task_type, options)
+        return explaining.explain(self.store, task_type, options)
 
     def restore(
         self, agents: Sequence[Mapping[str, Any]], tasks: str | None, dry_run: bool

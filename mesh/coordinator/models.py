@@ -351,8 +351,28 @@ class NotCapable(Struct, kw_only=True):
     why: str
 
 
-class Explanation(Struct, kw_only=True):
-    """Who could take such a task. It starts at once if slots are free and nothing is ahead of it."""
+class Verdict(Struct, kw_only=True):
+    """An agent, and what keeps it from the task (null: nothing). `capable` ones take such tasks, if not this one now."""
+
+    agent: str
+    capable: bool
+    why: str | None
+    slots: Count
+    free_slots: Count
+
+
+class Start(Struct, kw_only=True):
+    """When a task is expected to start, by what is before it; null: it does not wait, or that is not known."""
+
+    agents: list[Verdict]
+    expected_start_ms: Annotated[Count | None, Meta(description="From now; 0: now.")]
+    expected_start_at: Time | None
+    expected_start_how: Annotated[str | None, Meta(description="How that is known, or why not.")]
+    advice: Annotated[list[str], Meta(description="What would have it start sooner.")]
+
+
+class Explanation(Start, kw_only=True):
+    """How such a task would wait. `ahead`: tasks of its queue that would be served before it."""
 
     queue: str
     capable: list[str]
@@ -362,7 +382,7 @@ class Explanation(Struct, kw_only=True):
     warning: str | None
 
 
-class Why(Struct, kw_only=True):
+class Why(Start, kw_only=True):
     """Why a task is where it is: `detail` says it; `position`: how many of its queue are served before it."""
 
     id: str
@@ -439,6 +459,7 @@ class AgentView(Struct, kw_only=True):
     condition: str
     status_since: Time | None
     leaves_in_ms: Count | None
+    held: Count
 
 
 class AgentList(Struct, kw_only=True):

@@ -17,7 +17,7 @@ from mesh.coordinator.submitting import accept, options_of
 from mesh.core import strict_json
 from mesh.errors import Invalid, MeshError
 from mesh.services import agents as agent_services
-from mesh.services import listing
+from mesh.services import explaining
 from mesh.services import tasks as task_services
 
 router = APIRouter(prefix="/v1/namespaces/{namespace}", tags=["tasks"], default_response_class=Json)
@@ -158,19 +158,34 @@ def _publish_bulk(call: Call, body: models.Bulk) -> dict[str, Any]:
             "queue": "data-processing",
             "capable": ["worker-1"],
             "not_capable": [{"agent": "worker-2", "why": "it is cordoned"}],
-            "ahead": 0,
-            "free_slots": 3,
+            "ahead": 12,
+            "free_slots": 0,
+            "agents": [
+                {
+                    "agent": "worker-1", "capable": True, "why": "all its slots are full (4 of 4)", "slots": 4,
+                    "free_slots": 0,
+                },
+                {"agent": "worker-2", "capable": False, "why": "it is cordoned", "slots": 4, "free_slots": 4},
+            ],
+            "expected_start_ms": 6500,
+            "expected_start_at": "2026-01-31T12:00:06.500+00:00",
+            "expected_start_how": "12 tasks are served before it, ...",
+            "advice": ["Uncordon worker-2: mesh agent uncordon worker-2."],
+            "warning": None,
         },
     ),
     openapi_extra=openapi.takes(
         models.Submission, examples={"plain": {"type": "data-processing", "requires": ["gpu"]}}
     ),
-)
+)  # fmt: skip
 def explain(
     call: Annotated[Call, Needs(Right(action="submit", each=True, verb="explain"))],
     body: Annotated[models.Submission, posted(models.Submission)],
 ) -> Response:
-    """Nothing is submitted. Who may not see all agents gets '' in place of the ids of others."""
+    """Nothing is submitted: who could take it, when it would start, what would have it start sooner.
+
+    Who may not see all agents gets '' in place of the ids of others.
+    """
     call.need_submit(body.type, body.payload)
-    told = listing.explain(call.store, body.type, options_of(body))
-    return Json(told if call.may("read") else listing.unnamed(told, call.subject))
+    only = None if call.may("read") else call.subject
+    return Json(explaining.explain(call.store, body.type, options_of(body), only=only))

@@ -18,7 +18,7 @@ from mesh.coordinator.answers import Json
 from mesh.coordinator.requests import FrontOf, posted
 from mesh.core.states import HELD, State
 from mesh.errors import Invalid, MeshError
-from mesh.services import dead_letters, listing, views
+from mesh.services import dead_letters, explaining, listing, views
 from mesh.services import tasks as task_services
 from mesh.store.store import Store
 
@@ -138,11 +138,12 @@ async def result(
     responses=openapi.answers(models.Why),
 )
 def why(call: Reads, task_id: TaskId) -> Response:
-    """Its place in the queue, who could take it, and why the others would not. Who may not see all agents gets '' in place of the
-    ids of others."""
+    """Its place in the queue, who could take it and why the others would not, when it should start, what would change that.
+
+    Who may not see all agents gets '' in place of the ids of others.
+    """
     call.need_task("read", task_id)
-    told = listing.why(call.store, task_id)
-    return Json(told if call.may("read") else listing.unnamed(told, call.subject))
+    return Json(explaining.why(call.store, task_id, only=None if call.may("read") else call.subject))
 
 
 @router.get(

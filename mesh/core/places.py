@@ -53,3 +53,11 @@ def regional(queues: Iterable[str], region: str | None) -> list[str]:
 def own_queue(agent: str) -> str:
     """The queue of what strategies have given to one agent."""
     return f"{_MARK}{agent}"
+
+
+def parse_place(name: str) -> tuple[str, str | None, str | None]:
+    """(requirement, region, agent) of a place; the requirement of an agent's own queue is '': it holds tasks of several."""
+    requirement, mark, rest = name.partition(_MARK)
+    if not mark:
+        return requirement, None, None
+    return (requirement, rest, None) if requirement else ("", None, rest)

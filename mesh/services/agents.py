@@ -51,6 +51,7 @@ class AgentInfo:
     condition: str = ""  # what it says is wrong with it
     status_since: str | None = None  # as the leader saw it; None if it has not looked since the last change
     leaves_in_ms: int | None = None  # what is left of its time while it drains
+    held: int = 0  # tasks that it runs or is about to: newer than `running`, which is of its last beat
 
     @property
     def takes_work(self) -> bool:
@@ -103,6 +104,7 @@ def _info(row: dict[str, str], now_ms: int, settings: Settings) -> AgentInfo:
         condition=condition,
         status_since=_iso(row["judged_at"]) if row.get("judged") == status else None,
         leaves_in_ms=max(0, int(row["drain"]) - now_ms) if "drain" in row and "left" not in row else None,
+        held=int(row.get("held", "0")),
     )
 
 

@@ -1,4 +1,4 @@
-"""What can be listed of a namespace, and why a task waits: tasks, dead letters, queues, capabilities.
+"""What can be listed of a namespace: tasks, dead letters, queues, capabilities.
 
 Everything here is read: from the index of the newest tasks (capped at 10,000), the set of dead letters, the counters that the
 scripts keep, and the registrations of the agents.
@@ -6,7 +6,7 @@ scripts keep, and the registrations of the agents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +15,15 @@ from mesh.core.requirements import capabilities_of
 from mesh.core.states import LIVE, State
 from mesh.core.timings import Kind, Timing
 from mesh.errors import Invalid
-from mesh.services import tasks as task_services
 from mesh.services import views
-from mesh.services.agents import AgentInfo, discover, unmet_warning
-from mesh.services.tasks import DEFAULTS, Options
+from mesh.services.agents import discover
+from mesh.store.keys import BAND, BANDS
 from mesh.store.store import Store
 from mesh.store.tasks import Record
 
-__all__ = ["Filter", "capabilities", "dead_letters", "explain", "oldest_ages", "queues", "tasks", "why"]
+__all__ = ["Filter", "capabilities", "dead_letters", "oldest_ages", "queues", "tasks"]
 
 _PAGE = 250  # records read in one round trip
-_BANDS = 10  # priorities
-_BAND = 2**49  # width of a priority in the score of a queue, see `mesh.store.keys`
 
 
 # -- tasks and dead letters
@@ -194,14 +191,14 @@ def _oldest_of_each(store: Store) -> list[str]:
     ids: list[str] = []
     mixed: list[str] = []
     for key, first, last in zip(keys, found[::2], found[1::2], strict=True):
-        if first and last and float(first[1]) // _BAND != float(last[1]) // _BAND:
+        if first and last and float(first[1]) // BAND != float(last[1]) // BAND:
             mixed.append(key)
         elif first:
             ids.append(first[0].decode())
     heads = [
-        ("ZRANGE", key, band * _BAND, f"({(band + 1) * _BAND}", "BYSCORE", "LIMIT", 0, 1)
+        ("ZRANGE", key, band * BAND, f"({(band + 1) * BAND}", "BYSCORE", "LIMIT", 0, 1)
         for key in mixed
-        for band in range(_BANDS)
+        for band in range(BANDS)
     ]
     return ids + [one[0].decode() for one in (store.client.pipeline(*heads) if heads else []) if one]
 
@@ -246,97 +243,3 @@ def capabilities(store: Store) -> list[dict[str, Any]]:
     for name, timings in ran.items():
         rows[name]["p95_run_ms"] = Timing.together(timings).quantile_ms(0.95)
     return [rows[name] for name in sorted(rows)]
-
-
-# -- why
-
-
-def _obstacle(agent: AgentInfo, needed: frozenset[str]) -> str | None:
-    """Why an agent takes no task that needs these capabilities; None if it does."""
-    missing = sorted(needed - set(agent.capabilities))
-    if agent.status is Health.OFFLINE:
-        return "it has left"
-    if missing:
-        return f"it does not offer {' and '.join(missing)}"
-    if agent.status is Health.DRAINING:
-        return "it is draining"
-    if agent.absent or agent.status is Health.UNHEALTHY:
-        return f"it has been silent for {agent.silent_ms // 1000} s"
-    return "it is cordoned" if agent.cordoned else None
-
-
-def _who(store: Store, queue: str) -> tuple[list[AgentInfo], list[dict[str, str]]]:
-    needed = capabilities_of(queue)
-    judged = [(agent, _obstacle(agent, needed)) for agent in discover(store)]
-    refused = [{"agent": agent.id, "why": why} for agent, why in judged if why is not None]
-    return [agent for agent, why in judged if why is None], refused
-
-
-def unnamed(told: dict[str, Any], but: str) -> dict[str, Any]:
-    """What `explain` or `why` told, with '' for each agent's id but this: for who may know how many there are, not which."""
-    return {
-        **told,
-        "capable": [one if one == but else "" for one in told["capable"]],
-        "not_capable": [one if one["agent"] == but else {**one, "agent": ""} for one in told["not_capable"]],
-    }
-
-
-def explain(store: Store, task_type: str, options: Options = DEFAULTS) -> dict[str, Any]:
-    """Who could take such a task, and why the others would not; nothing is submitted. Raises `Invalid`.
-
-    {queue, capable: [ids], not_capable: [{agent, why}], ahead, free_slots, warning}: `ahead` tasks wait in the queue and would
-    be served before it; it starts at once if some of the capable agents' slots are free and nothing is ahead; `warning` is
-    None if somebody could take it.
-    """
-    queue = task_services.requirement(store, task_type, options.requires)
-    capable, refused = _who(store, queue)
-    ahead = store.client.execute(
-        "ZCOUNT", store.keys.of("queue", queue), "-inf", f"({(_BANDS - options.priority) * _BAND}"
-    )
-    return {
-        "queue": queue,
-        "capable": [agent.id for agent in capable],
-        "not_capable": refused,
-        "ahead": int(ahead),
-        "free_slots": sum(max(0, agent.slots - agent.running) for agent in capable),
-        "warning": unmet_warning(store, task_type, queue, "warn"),
-    }
-
-
-def why(store: Store, task_id: str) -> dict[str, Any]:
-    """Why a task is where it is. Raises `NotFound`.
-
-    {id, state, queue, detail, position, capable, not_capable}: `detail` is the answer as a sentence; `position`: how many
-    tasks of its queue are served before it, None if it does not wait in one.
-    """
-    record = task_services.get(store, task_id)
-    position = None
-    if record.state is State.QUEUED:
-        place = record.other.get("place", record.queue)
-        position = store.client.execute("ZRANK", store.keys.of("queue", place), task_id)
-    capable, refused = _who(store, record.queue)
-    return {
-        "id": task_id,
-        "state": str(record.state),
-        "queue": record.queue,
-        "detail": _sentence(record, position, capable),
-        "position": position,
-        "capable": [agent.id for agent in capable],
-        "not_capable": refused,
-    }
-
-
-def _sentence(record: Record, position: int | None, capable: Sequence[AgentInfo]) -> str:
-    where = f"agent {record.agent}" if record.agent else "an agent"
-    if record.state is State.QUEUED:
-        if not capable:
-            return f"It waits for an agent that offers {' and '.join(sorted(capabilities_of(record.queue)))}: none is there."
-        behind = f"{position} other tasks" if position else "no other task"
-        return f"It waits in queue {record.queue} behind {behind}; {len(capable)} agents could take it."
-    if record.state is State.SCHEDULED:
-        again = f" after {record.failures} failures" if record.failures else ""
-        return f"It waits for its time{again}."
-    if record.state in (State.LEASED, State.RUNNING):
-        return f"It is {'being run by' if record.state is State.RUNNING else 'delivered to'} {where}."
-    said = record.error or record.reason
-    return f"It has ended: {record.state}" + (f" ({said})." if said else ".")

@@ -124,6 +124,9 @@ TABLE: tuple[Row, ...] = (
 )
 BY_NAME = {row.name: row for row in TABLE}
 
+BANDS = 10  # priorities
+BAND = 2**49  # width of one in the scores of a queue
+
 #: Mesh-wide keys; a slot of their own.
 NAMESPACES = "mesh:{mesh}:namespaces"
 COORDINATORS = "mesh:{mesh}:coordinators"

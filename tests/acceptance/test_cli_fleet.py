@@ -233,7 +233,16 @@ LISTS = {
     "explained": ("execute", "--task-type", "scan", "--explain"),
     "status": ("status",),
 }
-CHANGING = {"silent_ms", "last_beat_at", "oldest_age_ms", "beats", "running", "free_slots"}
+CHANGING = {
+    "silent_ms",
+    "last_beat_at",
+    "oldest_age_ms",
+    "beats",
+    "running",
+    "held",
+    "free_slots",
+    "expected_start_at",
+}
 
 
 def still(value: Any) -> Any:

@@ -76,6 +76,22 @@ def test_by_default_whoever_is_free_takes_it(mesh: Mesh) -> None:
     assert "e1" not in runners(mesh.submit_many("who", [0.01] * 10))
 
 
+def test_why_says_whose_turn_it_is(mesh: Mesh) -> None:
+    busy = mesh.submit("who", HELD_S * 5, region="eu")
+    wait_until(lambda: busy.status() == "running", 10, "the task to run")
+    first, placed = mesh.submit("who", region="eu"), mesh.submit("who", region="eu", strategy="round-robin")
+    told = {row["agent"]: row["why"] for row in first.why()["agents"]}
+    assert told["e1"] == "all its slots are full (1 of 1)"
+    assert told["u1"].startswith("it is of another region: the task is offered to region eu first for ")
+    told = {row["agent"]: row["why"] for row in placed.why()["agents"]}
+    assert told == {
+        **told,
+        "u1": "the task was placed with agent e1",
+        "u2": "the task was placed with agent e1",
+    }
+    assert sum(runners([busy, first, placed]).values()) == 3
+
+
 def test_celery_calls_choose_too(mesh: Mesh) -> None:
     from mesh.bus import runtime
     from tests.chaos.routing_app import app, who
