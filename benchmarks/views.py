@@ -117,7 +117,7 @@ def _measure(settings: Settings, url: str, pid: int, agents: int, number: int, r
         namespaces=["*"],
         ttl_s=3600,
         now_s=now_s,
-        jti="bench",
+        jti="bench-views-of-a-mesh",
     )
     host, _, port = url.removeprefix("http://").partition(":")
     link = http.client.HTTPConnection(host, int(port), timeout=60)

@@ -6,7 +6,7 @@ scripts keep, and the registrations of the agents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,10 @@ from mesh.services import views
 from mesh.services.agents import discover
 from mesh.store.keys import BAND, BANDS
 from mesh.store.store import Store
-from mesh.store.tasks import Record
 
 __all__ = ["Filter", "capabilities", "dead_letters", "oldest_ages", "queues", "tasks"]
 
-_PAGE = 250  # records read in one round trip
+_PAGE = 500  # tasks looked at in one round trip
 
 
 # -- tasks and dead letters
@@ -41,15 +40,28 @@ class Filter:
     by: str | None = None
     since_ms: int | None = None
 
-    def takes(self, record: Record) -> bool:
-        """Whether a task is among them; the time is looked at elsewhere."""
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Those of a record that say whether it is among them."""
+        asked = {
+            "type": self.type, "queue": self.type or self.capability, "agent": self.agent, "reason": self.reason, "by": self.by,
+        }  # fmt: skip
+        return ("state", *(name for name, value in asked.items() if value is not None))
+
+    def takes(self, stored: Mapping[str, bytes | None]) -> bool:
+        """Whether a task with these `fields` is among them; the time is looked at elsewhere. One that is not there is not."""
+
+        def text(name: str) -> str:
+            return (stored[name] or b"").decode()
+
         return (
-            (self.state is None or record.state == self.state)
-            and (self.type is None or record.type == self.type)
-            and (self.agent is None or record.agent == self.agent)
-            and (self.reason is None or record.reason == self.reason)
-            and (self.by is None or record.other.get("by") == self.by)
-            and (self.capability is None or self.capability in capabilities_of(record.queue))
+            stored["state"] is not None
+            and (self.state is None or text("state") == self.state)
+            and (self.type is None or (text("type") or text("queue")) == self.type)
+            and (self.agent is None or text("agent").partition("#")[0] == self.agent)
+            and (self.reason is None or text("reason") == self.reason)
+            and (self.by is None or text("by") == self.by)
+            and (self.capability is None or self.capability in capabilities_of(text("queue")))
         )
 
 
@@ -93,19 +105,20 @@ def _listed(
 ) -> tuple[list[dict[str, Any]], str | None]:
     if not 1 <= limit <= 1000:
         raise Invalid(f"limit is {limit}, but must be from 1 to 1000.")
-    found: list[dict[str, Any]] = []
-    last = None
-    for stamp, record in _walk(store, index, wanted.since_ms, cursor):
-        if wanted.takes(record):
-            if len(found) == limit:
-                return found, last
-            found.append(views.task(record))
-            last = f"{stamp}.{record.id}"
-    return found, None
+    matching: list[str] = []
+    last = following = None
+    for stamp, task_id in _walk(store, index, wanted, cursor):
+        if len(matching) == limit:
+            following = last
+            break
+        matching.append(task_id)
+        last = f"{stamp}.{task_id}"
+    records = store.tasks.records(matching) if matching else []
+    return [views.task(record) for record in records if record is not None], following
 
 
-def _walk(store: Store, index: str, since_ms: int | None, cursor: str | None) -> Iterator[tuple[int, Record]]:
-    """(time, record) of an index from the newest on, or from behind the cursor `<ms>.<id>`.
+def _walk(store: Store, index: str, wanted: Filter, cursor: str | None) -> Iterator[tuple[int, str]]:
+    """(time, id) of an index's tasks that are wanted from the newest on, or from behind the cursor `<ms>.<id>`.
 
     Redis orders equal times by id, backwards here: the cursor stays right when tasks come and go around it.
     """
@@ -116,8 +129,8 @@ def _walk(store: Store, index: str, since_ms: int | None, cursor: str | None) ->
         if not (dot and newest.isascii() and newest.isdigit() and len(newest) < 16):
             raise Invalid(f"{cursor!r} is not a cursor: use `next_cursor` of the page before, as it is.")
         passed = (int(newest), task_id.encode())
-    oldest = "-inf" if since_ms is None else since_ms
-    offset = 0
+    oldest = "-inf" if wanted.since_ms is None else wanted.since_ms
+    names, offset = wanted.fields, 0
     while True:
         words = (
             "ZRANGE",
@@ -134,10 +147,10 @@ def _walk(store: Store, index: str, since_ms: int | None, cursor: str | None) ->
         flat = store.client.execute(*words)
         page = [(int(float(score)), name) for name, score in zip(flat[::2], flat[1::2], strict=True)]
         fresh = [(stamp, name.decode()) for stamp, name in page if passed is None or (stamp, name) < passed]
-        records = store.tasks.records([name for _, name in fresh]) if fresh else []
-        for (stamp, _), record in zip(fresh, records, strict=True):
-            if record is not None:
-                yield stamp, record
+        rows = store.tasks.fields([name for _, name in fresh], names) if fresh else []
+        for one, row in zip(fresh, rows, strict=True):
+            if wanted.takes(dict(zip(names, row, strict=True))):
+                yield one
         if len(page) < _PAGE:
             return
         offset += _PAGE

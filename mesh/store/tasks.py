@@ -466,6 +466,13 @@ class Tasks:
         replies = self._client.pipeline(*[("HGETALL", self._keys.of("task", one)) for one in task_ids])
         return [parse_record(one, raw) for one, raw in zip(task_ids, replies, strict=True)]
 
+    def fields(self, task_ids: Sequence[str], names: Sequence[str]) -> list[list[bytes | None]]:
+        """These fields of many records in one round trip, as they are stored; None for each that a record does not have."""
+        tail = b"".join(pack_words(names))
+        words, key = b"*%d\r\n$5\r\nHMGET\r\n" % (2 + len(names)), self._keys.of("task", "")
+        commands = [b"%b%b%b" % (words, *pack_words((key + one,)), tail) for one in task_ids]
+        return [self._client.checked(reply) for reply in self._client.calls(commands, len(commands))]
+
     def outcome(self, task_id: str) -> tuple[State | None, int, bytes | None]:
         """(state, failures, result document) of a task in one round trip; state None: no such record."""
         return self.outcomes([task_id])[0]
