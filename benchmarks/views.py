@@ -35,9 +35,9 @@ _LIMIT_MS = 300.0
 def _paths(namespace: str, task_id: str) -> list[str]:
     own = f"/v1/namespaces/{namespace}"
     return [
-        "/metrics", "/health", "/v1/cluster", f"{own}/agents", f"{own}/capabilities", f"{own}/queues", f"{own}/types",
-        f"{own}/tasks?limit=100", f"{own}/tasks?state=failed&limit=100", f"{own}/dead-letters", f"{own}/metrics-targets",
-        f"{own}/tasks/{task_id}", f"{own}/tasks/{task_id}/why", f"{own}/tasks/{task_id}/attempts",
+        "/metrics", "/health", "/v1/cluster", f"{own}/agents", f"{own}/capabilities", f"{own}/queues", f"{own}/top",
+        f"{own}/types", f"{own}/tasks?limit=100", f"{own}/tasks?state=failed&limit=100", f"{own}/dead-letters",
+        f"{own}/metrics-targets", f"{own}/tasks/{task_id}", f"{own}/tasks/{task_id}/why", f"{own}/tasks/{task_id}/attempts",
     ]  # fmt: skip
 
 

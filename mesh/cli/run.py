@@ -36,6 +36,7 @@ SECTIONS = {
     },
     "Look": {
         "status": ("mesh.cli.status:command", "How a namespace or a task is doing."),
+        "top": ("mesh.cli.top:command", "Watch a namespace: agents, queues, throughput, times, failures."),
         "discover": ("mesh.cli.discover:command", "List the agents of a namespace."),
         "queue": ("mesh.cli.queue:group", "Queues: what waits, and for how long."),
         "doctor": ("mesh.cli.doctor:command", "Say what is wrong with the set-up, and what to do."),

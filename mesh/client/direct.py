@@ -13,7 +13,7 @@ from mesh.client.ports import Page, Settled, Tell
 from mesh.core.states import HELD
 from mesh.core.tokens import EVERY
 from mesh.errors import NotFound
-from mesh.services import agents, audit, dead_letters, explaining, listing, tasks, types, views
+from mesh.services import agents, audit, dead_letters, explaining, listing, tasks, top, types, views
 from mesh.services import restore as restores
 from mesh.services.agents import AgentInfo
 from mesh.services.tasks import Options
@@ -136,6 +136,10 @@ class Direct:
     def overview(self) -> dict[str, Any]:
         """See `Mesh`."""
         return views.namespace(self.store)
+
+    def top(self) -> dict[str, Any]:
+        """See `Mesh`."""
+        return top.counted(self.store)
 
     def capabilities(self) -> list[dict[str, Any]]:
         """See `Mesh`."""

@@ -188,6 +188,11 @@ class Http:
             "states": [str(state) for state in State],
         }
 
+    def top(self) -> dict[str, Any]:
+        """See `Mesh`."""
+        counted: dict[str, Any] = self._calls.call("GET", f"{self._root}/top")
+        return counted
+
     def capabilities(self) -> list[dict[str, Any]]:
         """See `Mesh`."""
         return self._list("capabilities")

@@ -135,7 +135,8 @@ class Mesh:
     def explain(self, task_type: str, **options: Any) -> dict[str, Any]:
         """Who could take such a task, and why the others would not; nothing is submitted. The options of `submit`.
 
-        {queue, capable: [ids], not_capable: [{agent, why}], ahead, free_slots}. Raises `Invalid`.
+        {queue, capable: [ids], not_capable: [{agent, why}], ahead, free_slots, agents, expected_start_ms, advice, ...}: see
+        `mesh.services.explaining`. Raises `Invalid`.
         """
         return self._port.explain(task_type, _options(options))
 
@@ -241,6 +242,10 @@ class Mesh:
         """The namespace in short: {namespace, coordinators, leader, agents: {health: number}, queues: {name: {state: number}},
         states}."""
         return self._port.overview()
+
+    def top(self) -> dict[str, Any]:
+        """What `mesh top` shows, counted so far; see `mesh.core.top.between` for what has happened between two of them."""
+        return self._port.top()
 
     def capabilities(self) -> list[dict[str, Any]]:
         """What is offered or asked for: {capability, agents, slots, free_slots, backlog, oldest_age_ms, ...}."""

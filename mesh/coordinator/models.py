@@ -500,6 +500,72 @@ class QueueView(Struct, kw_only=True):
     crashes: Count
 
 
+class TimingView(Struct, kw_only=True):
+    """A histogram; `buckets`: attempts in each of those that `/metrics` has, and above."""
+
+    buckets: list[Count]
+    sum_ms: Count
+
+
+class Counted(Struct, kw_only=True):
+    """Of a queue, or of all: what is in it, and what has come out of it ever. `failed`: also timed out or put aside."""
+
+    queue: Annotated[str, Meta(description="'': all of them.")]
+    depth: Count
+    oldest_age_ms: Count | None
+    running: Count
+    scheduled: Count
+    ended: Count
+    failed: Count
+    wait: TimingView
+    run: TimingView
+
+
+class TopAgent(Struct, kw_only=True):
+    """One agent."""
+
+    id: str
+    status: Literal["healthy", "degraded", "unhealthy", "draining", "offline"]
+    cordoned: bool
+    running: Count
+    slots: Count
+    region: str | None
+    capabilities: list[str]
+    silent_ms: Count
+
+
+class Failed(Struct, kw_only=True):
+    """A task that has failed, timed out or was put aside."""
+
+    ended_at: Time | None
+    state: State
+    type: str
+    agent: str | None
+    id: str
+    error: str | None
+
+
+class Top(Struct, kw_only=True):
+    """What `mesh top` shows, counted so far: the difference of two is what has happened between.
+
+    Lists have at most 200 rows, what needs looking after first; `totals`: how many there are. `failures`: the newest ten of the
+    dead letters and of the 1,000 tasks that were submitted last.
+    """
+
+    namespace: str
+    at_ms: Annotated[int, Meta(description="By Redis's clock.")]
+    health: dict[str, int]
+    cordoned: Count
+    slots: Count
+    busy: Count
+    totals: dict[str, int]
+    all: Counted
+    queues: list[Counted]
+    capabilities: list[CapabilityView]
+    agents: list[TopAgent]
+    failures: list[Failed]
+
+
 class QueueList(Struct, kw_only=True):
     """Queues by name."""
 

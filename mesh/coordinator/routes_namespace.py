@@ -21,6 +21,7 @@ from mesh.errors import NotFound
 from mesh.services import agents as agent_services
 from mesh.services import audit, listing, views
 from mesh.services import restore as restores
+from mesh.services import top as top_services
 from mesh.services import types as type_services
 from mesh.services.agents import AgentInfo
 from mesh.store.store import Store
@@ -192,6 +193,12 @@ def list_targets(call: ReadsAll) -> Response:
 def list_queues(call: ReadsAll) -> Response:
     """A queue holds the tasks of one requirement."""
     return Json({"queues": listing.queues(call.store)})
+
+
+@router.get("/top", tags=["queues"], summary="Look at a namespace", responses=openapi.answers(models.Top))
+def top(call: ReadsAll) -> Response:
+    """Agents, queues, times and failures in one answer of bounded size: what `mesh top` asks for."""
+    return Json(top_services.counted(call.store))
 
 
 @router.get("/types", tags=["queues"], summary="List task types", responses=openapi.answers(models.TypeList))

@@ -38,6 +38,12 @@ class Timing:
         columns = zip(*(one.buckets for one in timings), strict=True)
         return cls(buckets=tuple(map(sum, columns)), sum_ms=sum(one.sum_ms for one in timings))
 
+    def since(self, before: Timing) -> Timing | None:
+        """What has come to it since an earlier look at it; None if that was none: what is counted has been lost."""
+        columns = zip(self.buckets, before.buckets, strict=True)
+        buckets = tuple(now - then for now, then in columns)
+        return None if min(buckets) < 0 else Timing(buckets=buckets, sum_ms=self.sum_ms - before.sum_ms)
+
     @property
     def count(self) -> int:
         """How many attempts."""

@@ -6,7 +6,7 @@ scripts keep, and the registrations of the agents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,11 @@ from mesh.core.states import LIVE, State
 from mesh.core.timings import Kind, Timing
 from mesh.errors import Invalid
 from mesh.services import views
-from mesh.services.agents import discover
+from mesh.services.agents import AgentInfo, discover
 from mesh.store.keys import BAND, BANDS
 from mesh.store.store import Store
 
-__all__ = ["Filter", "capabilities", "dead_letters", "oldest_ages", "queues", "tasks"]
+__all__ = ["Filter", "capabilities", "capability_rows", "dead_letters", "oldest_ages", "queues", "tasks"]
 
 _PAGE = 500  # tasks looked at in one round trip
 
@@ -223,13 +223,22 @@ def capabilities(store: Store) -> list[dict[str, Any]]:
     and their slots; `backlog`: tasks that wait for an agent in all queues that need the capability; `oldest_age_ms`: see
     `queues`; `p95_run_ms`: 95 % of all its attempts ran no longer, None if none did.
     """
+    return capability_rows(discover(store), queues(store), store.tasks.timings())
+
+
+def capability_rows(
+    agents: Iterable[AgentInfo],
+    queues: Iterable[Mapping[str, Any]],
+    timings: Mapping[tuple[str, Kind], Timing],
+) -> list[dict[str, Any]]:
+    """`capabilities`, of what was read before."""
     rows: dict[str, dict[str, Any]] = {}
 
     def row(name: str) -> dict[str, Any]:
         empty = {"agents": 0, "slots": 0, "free_slots": 0, "backlog": 0, "scheduled": 0, "running": 0}
         return rows.setdefault(name, {"capability": name, **empty, "oldest_age_ms": None, "p95_run_ms": None})
 
-    for agent in discover(store):
+    for agent in agents:
         if agent.status is not Health.OFFLINE:
             for name in agent.capabilities:
                 one = row(name)
@@ -237,7 +246,7 @@ def capabilities(store: Store) -> list[dict[str, Any]]:
                     one["agents"] += 1
                     one["slots"] += agent.slots
                     one["free_slots"] += max(0, agent.slots - agent.running)
-    for queue in queues(store):
+    for queue in queues:
         states = queue["states"]
         if not any(states.get(state) for state in LIVE):
             continue
@@ -249,10 +258,10 @@ def capabilities(store: Store) -> list[dict[str, Any]]:
             ages = [age for age in (one["oldest_age_ms"], queue["oldest_age_ms"]) if age is not None]
             one["oldest_age_ms"] = max(ages, default=None)
     ran: dict[str, list[Timing]] = {}
-    for (where, kind), timing in store.tasks.timings().items():
+    for (where, kind), timing in timings.items():
         if kind is Kind.RUN:
             for name in capabilities_of(where) & rows.keys():
                 ran.setdefault(name, []).append(timing)
-    for name, timings in ran.items():
-        rows[name]["p95_run_ms"] = Timing.together(timings).quantile_ms(0.95)
+    for name, several in ran.items():
+        rows[name]["p95_run_ms"] = Timing.together(several).quantile_ms(0.95)
     return [rows[name] for name in sorted(rows)]

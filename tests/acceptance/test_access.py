@@ -47,6 +47,7 @@ POST agents/{agent}:drain      worker operator admin                    | operat
 GET  capabilities              worker viewer operator admin             | =
 GET  metrics-targets           worker viewer operator admin             | =
 GET  queues                    worker viewer operator admin             | =
+GET  top                       worker viewer operator admin             | =
 GET  types                     worker producer viewer operator admin    | =
 GET  events                    worker viewer operator admin             | =
 GET  /cluster                  worker viewer operator admin             | =
