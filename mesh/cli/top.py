@@ -98,7 +98,7 @@ def _head(frame: Mapping[str, Any]) -> list[str]:
         f"{frame['namespace']}   {since}{keys}",
         f"agents  {agents}{cordoned}; {frame['busy']} of {frame['slots']} slots busy",
         f"tasks   {every['depth']} wait{oldest}, {every['running']} run, {every['scheduled']} are scheduled; "
-        f"{_number(every['ended_per_s'])} a second end, {_number(every['failed_per_s'])} of them not well",
+        f"{_number(every['ended_per_s'])} end a second, {_number(every['failed_per_s'])} of them not well",
         f"times   wait {_time(every['wait_mean_ms'])} (95 %: {_time(every['wait_p95_ms'])}), "
         f"run {_time(every['run_mean_ms'])} (95 %: {_time(every['run_p95_ms'])})",
     ]

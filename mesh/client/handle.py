@@ -82,7 +82,9 @@ class Handle:
         return self._port.progress(self.id)
 
     def why(self) -> dict[str, Any]:
-        """Why it is where it is: its state, its place in the queue, who could take it, and why the others cannot."""
+        """Why it is where it is: its state, its place in the queue, what keeps each agent from it, when it is expected to start,
+        what would change that; see `mesh.services.explaining.why`.
+        """
         return self._port.why(self.id)
 
     def cancel(self, reason: str = "cancelled") -> bool:

@@ -92,13 +92,15 @@ class Task:
 class Before:
     """What waits in a place (see `mesh.core.places`) and is served before the task.
 
-    `urgent`: how many of these `tasks` no priority would get past; `mean_run_ms`: of their attempts, None if not known.
+    `urgent`: how many of these `tasks` no priority would get past; `mean_run_ms`: of their attempts, None if not known;
+    `elsewhere`: the task itself waits in another place.
     """
 
     place: str
     tasks: int
     urgent: int = 0
     mean_run_ms: float | None = None
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,16 +233,19 @@ def _among(
     if not slots:
         return Expected(start_ms=None, how="None of the agents that could take it is offered it.")
     mine, everybodys = _Crew(takers), _Crew(working)
-    tasks = urgent = work_ms = 0.0
+    tasks = others = urgent = work_ms = 0.0
     for one in before:
         share = mine.slots(one.place) / (everybodys.slots(one.place) or 1)
         tasks += share * one.tasks
+        others += share * one.tasks * one.elsewhere
         urgent += share * one.urgent
         work_ms += share * one.tasks * (one.mean_run_ms or task.mean_run_ms or 0.0)
     ahead = math.ceil(round(tasks, 6))
     short = max(0, ahead + 1 - free)
     are = "1 task is" if ahead == 1 else f"{ahead} tasks are" if ahead else "No task is"
-    how = f"{are} served before it, {'1 slot is' if free == 1 else f'{free} slots are'} free"
+    of_others = math.ceil(round(others, 6))
+    shared = f" ({of_others} of other queues)" if of_others else ""
+    how = f"{are} served before it{shared}, {'1 slot is' if free == 1 else f'{free} slots are'} free"
     start_ms: int | None = 0
     if short and task.mean_run_ms is None:
         start_ms = None

@@ -186,7 +186,13 @@ def _before(
     ]
     found = [int(number) for number in store.client.pipeline(*asked)]
     return [
-        Before(place=name, tasks=tasks, urgent=urgent, mean_run_ms=means.get(parse_place(name)[0]))
+        Before(
+            place=name,
+            tasks=tasks,
+            urgent=urgent,
+            mean_run_ms=means.get(parse_place(name)[0]),
+            elsewhere=name != place,
+        )
         for name, tasks, urgent in zip(places, found[::2], found[1::2], strict=True)
     ]
 

@@ -130,6 +130,10 @@ def test_how_that_was_found_out_is_said() -> None:
         busy.how
         == "12 tasks are served before it, 0 slots are free, and an attempt holds one of 4 for 2.0 s on average."
     )
+    shared = expected(
+        OCR, [replace(FULL, capabilities=("ocr", "scan"))], [waits(1), waits(2, "scan", elsewhere=True)]
+    )
+    assert shared.how.startswith("3 tasks are served before it (2 of other queues), 0 slots are free, ")
     new = expected(others(mean_run_ms=None), [FULL], [waits(1)])
     assert new.how.startswith(
         "1 task is served before it, 0 slots are free; how long an attempt runs is not known"
