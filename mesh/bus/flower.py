@@ -10,20 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import sys
 from collections.abc import Iterable
 from typing import Any
 
 from celery.signals import import_modules
-from flower.api.tasks import GetQueueLengths, TaskApply, TaskAsyncApply, TaskSend
+from flower.api.tasks import GetQueueLengths, ListTasks, TaskApply, TaskAsyncApply, TaskSend
+from flower.api.tasks import TaskInfo as FlowersTaskInfo
 from flower.options import options
 from flower.urls import handlers
 from flower.views import monitor
 from flower.views.broker import BrokerView
+from flower.views.tasks import TasksDataTable, TasksView, TaskView
+from flower.views.workers import WorkersView, WorkerView
 from tornado.web import HTTPError, authenticated
 
 from mesh.bus import runtime
+from mesh.bus.flower_page import agents_of, registration, registrations
+from mesh.bus.flower_tasks import past_events
 from mesh.bus.install import TRANSPORT
+from mesh.core.agents import AgentInfo
 from mesh.core.states import State
 from mesh.errors import Invalid, MeshError, StoreUnavailable
 from mesh.settings import Settings
@@ -31,7 +38,10 @@ from mesh.store.store import Store
 from mesh.telemetry import redacting
 
 __all__ = ["extend", "queue_rows", "safe_address"]
+logger = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
+_PAST = "mesh_past"
+_MOST_PAST = 10_000  # the mesh lists no more
 #: Of its list of tasks; where nobody has chosen others, the arguments are added.
 ITS_COLUMNS = "name,uuid,state,received,runtime,worker"
 
@@ -39,6 +49,14 @@ ITS_COLUMNS = "name,uuid,state,received,runtime,worker"
 def extend() -> None:
     """Teach the Flower that this process may become; to be called before it is built, more than once if need be."""
     own = [
+        (r"/", Workers),
+        (r"/workers", Workers),
+        (r"/worker/(.+)", Worker),
+        (r"/task/(.+)", Task),
+        (r"/tasks", Tasks),
+        (r"/tasks/datatable", TasksTable),
+        (r"/api/tasks", TaskList),
+        (r"/api/task/info/(.*)", TaskInfo),
         (r"/broker", Broker),
         (r"/api/queues/length", QueueLengths),
         (r"/api/task/apply/(.+)", Apply),
@@ -103,12 +121,17 @@ class Queues:
 class _OnTheMesh:
     """For handlers: ask the store, if the application has joined the mesh."""
 
-    def get_broker(self) -> Any:
-        """See `flower.views.BaseHandler.get_broker`."""
+    def store(self) -> Store | None:
+        """The store of the application's namespace; None if it is another broker's."""
         conf = self.capp.conf  # type: ignore[attr-defined]
         if conf.broker_transport != TRANSPORT:
-            return super().get_broker()  # type: ignore[misc]
-        return Queues(runtime.store_of(conf.broker_transport_options["namespace"]))
+            return None
+        return runtime.store_of(conf.broker_transport_options["namespace"])
+
+    def get_broker(self) -> Any:
+        """See `flower.views.BaseHandler.get_broker`."""
+        store = self.store()
+        return super().get_broker() if store is None else Queues(store)  # type: ignore[misc]
 
 
 class Broker(_OnTheMesh, BrokerView):
@@ -117,6 +140,108 @@ class Broker(_OnTheMesh, BrokerView):
 
 class QueueLengths(_OnTheMesh, GetQueueLengths):
     """The same for programs."""
+
+
+# -- agents as they have registered, and tasks from before this Flower began
+
+
+class _Registered(_OnTheMesh):
+    """For pages: what the mesh knows of agents, put in before the first place that reads `before`."""
+
+    before: bytes
+
+    def prepare(self) -> Any:
+        """Read it; without Redis the page is Flower's own."""
+        store = self.store()
+        self.agents: list[AgentInfo] | None = None
+        return self._read(store) if store is not None and self.current_user else None  # type: ignore[attr-defined]
+
+    async def _read(self, store: Store) -> None:
+        try:
+            self.agents = await asyncio.get_running_loop().run_in_executor(None, agents_of, store)
+        except StoreUnavailable as error:
+            logger.warning("registrations are not shown: %s", error)
+
+    def render_string(self, template_name: str, **names: Any) -> bytes:
+        """See `tornado.web.RequestHandler.render_string`."""
+        page: bytes = super().render_string(template_name, **names)  # type: ignore[misc]
+        if self.agents is None:
+            return page
+        return page.replace(self.before, self.panel(**names).encode() + self.before, 1)
+
+    def panel(self, **names: Any) -> str:
+        """What is put in, as HTML."""
+        raise NotImplementedError
+
+
+class Workers(_Registered, WorkersView):
+    """The page of all workers."""
+
+    before = b"</main>"
+
+    def panel(self, **names: Any) -> str:
+        """All agents."""
+        return registrations(self.capp.conf.broker_transport_options["namespace"], self.agents or [])
+
+
+class Worker(_Registered, WorkerView):
+    """The page of one worker."""
+
+    before = b'<div class="worker-tabs">'
+
+    def panel(self, **names: Any) -> str:
+        """The agent of this name."""
+        agent_id = names.get("worker", {}).get("name", "").partition("@")[0]
+        return "".join(registration(one) for one in self.agents or [] if one.id == agent_id)
+
+
+class _WithPast(_OnTheMesh):
+    """For handlers of tasks: they know those, too, that ended before this Flower began to listen."""
+
+    async def prepare(self) -> None:
+        """Once for the process, when somebody first asks."""
+        super().prepare()  # type: ignore[misc]
+        store, application = self.store(), self.application  # type: ignore[attr-defined]
+        if store is None or not self.current_user:  # type: ignore[attr-defined]
+            return
+        if application.settings.get(_PAST) is None:
+            application.settings[_PAST] = asyncio.ensure_future(_tell_past(application, store))
+        await asyncio.shield(application.settings[_PAST])
+
+
+async def _tell_past(application: Any, store: Store) -> None:
+    state, loop = application.events.state, asyncio.get_running_loop()
+    pages = past_events(store, min(_MOST_PAST, application.options.max_tasks))
+    try:
+        while (page := await loop.run_in_executor(None, next, pages, None)) is not None:
+            known = set(state.tasks)
+            for event in page:
+                if event["uuid"] not in known:
+                    state.event(event)
+            await asyncio.sleep(0)  # who else asks is answered meanwhile
+    except StoreUnavailable as error:
+        application.settings[_PAST] = None  # the next one tries again
+        logger.warning("tasks from before are not shown: %s", error)
+
+
+class Task(_WithPast, TaskView):
+    """The page of one task."""
+
+
+class Tasks(_WithPast, TasksView):
+    """The page of all tasks."""
+
+
+class TasksTable(_WithPast, TasksDataTable):
+    """Its rows."""
+
+
+class TaskList(_WithPast, ListTasks):
+    """The same for programs."""
+
+
+class TaskInfo(_WithPast, FlowersTaskInfo):
+    """One task, for programs."""
 
 
 # -- who may what

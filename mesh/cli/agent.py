@@ -20,7 +20,7 @@ from mesh.errors import NotFound, ResultTimeout
 
 if TYPE_CHECKING:
     from mesh.client import Mesh
-    from mesh.services.agents import AgentInfo
+    from mesh.core.agents import AgentInfo
 
 _LOOK_S = 0.25
 _SHOWN_TASKS = 20

@@ -10,12 +10,12 @@ from typing import Any
 
 from mesh.client.listener import Ended, Listener
 from mesh.client.ports import Page, Settled, Tell
+from mesh.core.agents import AgentInfo
 from mesh.core.states import HELD
 from mesh.core.tokens import EVERY
 from mesh.errors import NotFound
 from mesh.services import agents, audit, dead_letters, explaining, listing, tasks, top, types, views
 from mesh.services import restore as restores
-from mesh.services.agents import AgentInfo
 from mesh.services.tasks import Options
 from mesh.services.types import TypeInfo
 from mesh.settings import Settings

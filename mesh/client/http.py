@@ -16,10 +16,10 @@ from mesh.client.bearer import Bearer
 from mesh.client.calls import Caller, Endpoints, error_of
 from mesh.client.longpoll import LongPoll
 from mesh.client.ports import Page, Settled, Tell
+from mesh.core.agents import AgentInfo
 from mesh.core.states import State
 from mesh.errors import Invalid, NotFound, Refused
 from mesh.services import tasks, views
-from mesh.services.agents import AgentInfo
 from mesh.services.tasks import DEFAULTS, Options
 from mesh.services.types import TypeInfo
 from mesh.settings import Settings

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mesh.client.handle import Completions, Handle
 from mesh.client.ports import Page, Port, Settled
+from mesh.core.agents import AgentInfo
 from mesh.errors import Invalid
-from mesh.services.agents import AgentInfo
 from mesh.services.tasks import DEFAULTS, Options, check_task_id
 from mesh.services.types import TypeInfo
 from mesh.settings import Settings

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mesh.core.agents import AgentInfo
 from mesh.errors import MeshError
-from mesh.services.agents import AgentInfo
 from mesh.services.tasks import Options
 from mesh.services.types import TypeInfo
 from mesh.settings import Settings

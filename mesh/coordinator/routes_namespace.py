@@ -15,7 +15,7 @@ from mesh.coordinator.access import Call, MeshNeeds, Needs, Reads, ReadsAll, Rig
 from mesh.coordinator.answers import Json
 from mesh.coordinator.requests import FrontOf, decode, posted, read
 from mesh.coordinator.routes_tasks import Cursor, Limit, Since, ms_of
-from mesh.core.agents import Health
+from mesh.core.agents import AgentInfo, Health
 from mesh.core.tokens import EVERY
 from mesh.errors import NotFound
 from mesh.services import agents as agent_services
@@ -23,7 +23,6 @@ from mesh.services import audit, listing, views
 from mesh.services import restore as restores
 from mesh.services import top as top_services
 from mesh.services import types as type_services
-from mesh.services.agents import AgentInfo
 from mesh.store.store import Store
 
 router = APIRouter(prefix="/v1/namespaces/{namespace}", default_response_class=Json)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from mesh.core.agents import Health, health
+from mesh.core.agents import AgentInfo, Health, agent_info
 from mesh.core.requirements import capabilities_of, satisfies
 from mesh.errors import Conflict, Invalid, NotFound, Unsatisfiable
 from mesh.services.types import unknown_hint
-from mesh.settings import Settings
 from mesh.store.store import Store
 
 _OFFERED_FOR_S = 5.0  # how long "somebody can take it" is believed
@@ -24,87 +21,13 @@ _PAGE = 500  # verdicts that one script records
 LONGEST_GRACE_MS = 86_400_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class AgentInfo:
-    """One agent as it is listed; the field names are those of `mesh discover --format json` and do not change."""
-
-    id: str
-    name: str
-    type: str
-    namespace: str
-    status: Health
-    capabilities: tuple[str, ...]
-    region: str | None
-    labels: dict[str, str]
-    slots: int
-    running: int
-    address: str
-    port: int
-    pid: int
-    version: str
-    incarnation: int
-    joined_at: str  # UTC, ISO 8601
-    last_beat_at: str
-    silent_ms: int
-    cordoned: bool
-    absent: bool = False  # its leases have ended by silence: its tasks run elsewhere, and it is given none
-    condition: str = ""  # what it says is wrong with it
-    status_since: str | None = None  # as the leader saw it; None if it has not looked since the last change
-    leaves_in_ms: int | None = None  # what is left of its time while it drains
-    held: int = 0  # tasks that it runs or is about to: newer than `running`, which is of its last beat
-
-    @property
-    def takes_work(self) -> bool:
-        """Whether it takes new tasks at all."""
-        return self.status in (Health.HEALTHY, Health.DEGRADED) and not (self.cordoned or self.absent)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**self.__dict__, "status": str(self.status), "capabilities": list(self.capabilities)}
-
-
-def _iso(ms: str | int) -> str:
-    return datetime.datetime.fromtimestamp(int(ms) / 1000, datetime.UTC).isoformat(timespec="milliseconds")
-
-
-def _info(row: dict[str, str], now_ms: int, settings: Settings) -> AgentInfo:
-    beat = int(row.get("beat", "0"))
-    labels = row.get("labels", "")
-    condition = row.get("condition", "")
-    status = health(
-        silent_ms=now_ms - beat,
-        left="left" in row,
-        absent="absent" in row,
-        draining=row.get("state") == "draining" or "drain" in row,
-        condition=bool(condition),
+def _info(store: Store, row: dict[str, str], now_ms: int) -> AgentInfo:
+    settings = store.settings
+    return agent_info(
+        row,
+        now_ms,
         heartbeat_interval_ms=settings.heartbeat_interval_ms,
         unhealthy_threshold_ms=settings.unhealthy_threshold_ms,
-    )
-    return AgentInfo(
-        id=row["id"],
-        name=row.get("name", row["id"]),
-        type=row.get("type", ""),
-        namespace=row.get("namespace", ""),
-        status=status,
-        capabilities=tuple(one for one in row.get("capabilities", "").split(",") if one),
-        region=row.get("region") or None,
-        labels=dict(pair.split("=", 1) for pair in labels.split(",") if "=" in pair),
-        slots=int(row.get("slots", "0")),
-        running=int(row.get("running", "0")),
-        address=row.get("address", ""),
-        port=int(row.get("port", "0")),
-        pid=int(row.get("pid", "0")),
-        version=row.get("version", ""),
-        incarnation=int(row.get("incarnation", "0")),
-        joined_at=_iso(row.get("joined", "0")),
-        last_beat_at=_iso(beat),
-        silent_ms=max(0, now_ms - beat),
-        cordoned="cordoned" in row,
-        absent="absent" in row,
-        condition=condition,
-        status_since=_iso(row["judged_at"]) if row.get("judged") == status else None,
-        leaves_in_ms=max(0, int(row["drain"]) - now_ms) if "drain" in row and "left" not in row else None,
-        held=int(row.get("held", "0")),
     )
 
 
@@ -113,7 +36,7 @@ def discover(
 ) -> list[AgentInfo]:
     """The agents of the namespace, by id; filtered."""
     now_ms = store.agents.now_ms()
-    agents = [_info(row, now_ms, store.settings) for row in store.agents.all()]
+    agents = [_info(store, row, now_ms) for row in store.agents.all()]
     return [
         agent
         for agent in agents
@@ -144,7 +67,7 @@ def judge(store: Store, lead: str) -> Judged:
     verdicts: dict[str, str] = {name: "" for name in store.agents.names() if name not in rows}
     changed = []
     for agent_id, row in rows.items():
-        agent, before = _info(row, now_ms, store.settings), row.get("judged", "")
+        agent, before = _info(store, row, now_ms), row.get("judged", "")
         if agent.status != before:
             verdicts[agent_id] = str(agent.status)
             changed.append((agent, before))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mesh.core import explaining
+from mesh.core.agents import AgentInfo
 from mesh.core.durations import duration
 from mesh.core.explaining import Before, Expected, Task, Verdict
 from mesh.core.places import parse_place, regional
@@ -17,7 +18,7 @@ from mesh.core.states import State
 from mesh.core.timings import Kind
 from mesh.services import tasks as task_services
 from mesh.services import views
-from mesh.services.agents import AgentInfo, discover, unmet_warning
+from mesh.services.agents import discover, unmet_warning
 from mesh.services.tasks import DEFAULTS, Options
 from mesh.store.keys import BAND, BANDS
 from mesh.store.store import Store

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mesh.core.agents import Health
+from mesh.core.agents import AgentInfo, Health
 from mesh.core.requirements import capabilities_of
 from mesh.core.states import LIVE, State
 from mesh.core.timings import Kind, Timing
 from mesh.errors import Invalid
 from mesh.services import views
-from mesh.services.agents import AgentInfo, discover
+from mesh.services.agents import discover
 from mesh.store.keys import BAND, BANDS
 from mesh.store.store import Store
 

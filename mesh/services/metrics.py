@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
-from mesh.core.agents import Health
+from mesh.core.agents import AgentInfo, Health
 from mesh.core.requirements import capabilities_of
 from mesh.core.states import LIVE, TERMINAL, State
 from mesh.core.timings import Kind, Timing
-from mesh.services.agents import AgentInfo, discover
+from mesh.services.agents import discover
 from mesh.services.listing import oldest_ages
 from mesh.store.coordinators import Coordinators
 from mesh.store.store import Store

@@ -18,11 +18,12 @@ from typing import Any
 import msgspec
 
 from mesh.bus import messages
+from mesh.core.agents import AgentInfo
 from mesh.core.envelopes import peel
 from mesh.core.names import check_name
 from mesh.core.states import HELD, State
 from mesh.errors import Conflict, Invalid
-from mesh.services.agents import AgentInfo, discover
+from mesh.services.agents import discover
 from mesh.store.restores import Incomplete
 from mesh.store.store import Store
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mesh.core.agents import Health
+from mesh.core.agents import AgentInfo, Health
 from mesh.core.states import TERMINAL, State
 from mesh.core.timings import BOUNDS_MS, Kind, Timing
 from mesh.services import agents as agent_services
 from mesh.services import listing, views
-from mesh.services.agents import AgentInfo
 from mesh.store.store import Store
 
 __all__ = ["counted"]

@@ -47,6 +47,7 @@ from mesh import install
 app = install(Celery("shop"))
 """
 ENOUGH_S = 20
+pytestmark = pytest.mark.xdist_group("flower")  # one process: each looks at what those before have done
 ITS_OWN = ("--", "--max-tasks=1000")  # options of Flower
 CHROMIUM = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -279,12 +280,35 @@ def test_what_a_person_sees(fleet: Fleet, gates: list[Gate], browser: webdriver.
     see(browser, f"{url}/task/{task_id}", "body", folder / "task.png", "taken over", str(gates[1].fifo))
     name = next(one for one in fleet.dashboard.get("/api/tasks").values())["worker"]
     see(browser, f"{url}/worker/{name}", "body", folder / "worker.png", name)
+    said = see(browser, f"{url}/worker/{name}", "#mesh-registration td", folder / "worker.png", "gate")
+    assert {"gate, flaky", fleet.place.namespace, "healthy"} <= set(said)
 
     (stays,) = {"w1", "w2"} - {fleet.gone}
     wait_until(lambda: not fleet.dashboard.agents()[fleet.gone], ENOUGH_S, "the agent to be offline")
     agents = see(browser, f"{url}/workers", "#workers-table tbody tr", folder / "workers.png", "w1@", "w2@")
     shown = {row.partition("@")[0]: row.split()[1] for row in agents}
     assert shown == {fleet.gone: "Offline", stays: "Online"}
+    rows = see(browser, f"{url}/workers", "#mesh-agents tbody tr", folder / "workers.png", "w1", "w2")
+    health = {row.split()[0]: row.split()[1] for row in rows}
+    assert health == {fleet.gone: "degraded", stays: "healthy"} and all("gate, flaky" in row for row in rows)
+
+
+def test_a_flower_that_begins_later_knows_the_tasks_from_before(fleet: Fleet) -> None:
+    before = fleet.dashboard.get("/api/tasks")
+    assert len(before) == 3
+    port = free_port()
+    process = fleet.place.start("flower", "--port", str(port), *ITS_OWN, FLOWER_UNAUTHENTICATED_API="true")
+    late = Dashboard(port=port, process=process)
+    fleet.place.wait_for(process, late.answers, "Flower to answer")
+    after = late.get("/api/tasks")
+    assert set(after) == set(before)
+    for task_id, seen in before.items():
+        told = after[task_id]
+        same = ("name", "state", "worker", "result", "retries")
+        assert {name: told[name] or None for name in same} == {name: seen[name] or None for name in same}
+        assert told["runtime"] == pytest.approx(seen["runtime"], abs=0.5)
+        assert told["started"] == pytest.approx(seen["started"], abs=1)
+    process.kill()
 
 
 # -- who may look
