@@ -136,6 +136,7 @@ def fleet(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         }
         for one in (dashboard, shop):
             place.wait_for(one.process, one.answers, "Flower to answer")
+            assert one.get("/api/tasks") == {}  # it is told now what was before: from here on it hears all itself
         for name, process in agents.items():
             place.wait_for(process, lambda name=name: place.pid_of(name), f"agent {name} to join")
         yield Fleet(place=place, agents=agents, dashboard=dashboard, shop=shop)
