@@ -12,6 +12,7 @@ from mesh.coordinator import (
     problems,
     routes_joining,
     routes_namespace,
+    routes_page,
     routes_submit,
     routes_tasks,
     routes_tokens,
@@ -21,10 +22,6 @@ from mesh.coordinator.answers import Json
 from mesh.coordinator.front import Front
 
 __all__ = ["create_app"]
-
-_OWN = "/v1/namespaces/{namespace}"
-_LINKS = ("tasks", "dead-letters", "agents", "capabilities", "queues", "types", "events")
-
 
 _METRICS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}
@@ -53,6 +50,7 @@ def create_app(front: Front) -> FastAPI:
         routes_joining.router,
         routes_namespace.cluster_router,
         routes_tokens.router,
+        routes_page.router,
     ):
         app.include_router(router)
     _add_health(app, front)
@@ -96,16 +94,3 @@ def _add_health(app: FastAPI, front: Front) -> None:
         coordinator that leads it, and by no other."""
         body, media = front.metrics.exposition(request.headers.get("accept", ""))
         return Response(body, media_type=media)
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> Response:
-        """Where things are."""
-        base = _OWN.format(namespace=coordinator.settings.namespace)
-        links = {name.replace("-", "_"): f"{base}/{name}" for name in _LINKS}
-        more = {
-            "cluster": "/v1/cluster",
-            "health": "/health",
-            "metrics": "/metrics",
-            "openapi": "/openapi.json",
-        }
-        return Json({"service": "agent-mesh coordinator", "version": __version__, "links": {**links, **more}})

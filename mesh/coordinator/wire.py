@@ -37,6 +37,7 @@ _MOST_HEADERS = 100
 _URL_BYTES = 8 * 1024
 _SENT_AHEAD = 100  # requests on one connection that wait for the answers of those before
 _BYTES_A_S = 1024 * 1024  # a message that arrives faster than that is not slow, however big
+_POLICY = b"content-security-policy"
 _ONCE = frozenset((b"host", b"content-length", b"content-type", b"idempotency-key", b"transfer-encoding"))
 
 HEADERS = [
@@ -45,7 +46,7 @@ HEADERS = [
     ("referrer-policy", "no-referrer"),
     ("x-content-type-options", "nosniff"),
 ]
-"""Of every answer."""
+"""Of every answer; one that has a content-security-policy of its own has that instead."""
 HEADERS_OF_TLS = [("strict-transport-security", "max-age=31536000")]
 
 
@@ -62,12 +63,14 @@ class Terms:
         self.patience_s = patience_s
         self.connections = connections
         self.message_bytes = message_bytes
-        self.headers = b""
+        self.headers = self.headers_but_policy = b""
         self.closing = False
 
     def refresh(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """The headers of every answer from now on."""
-        self.headers = b"".join(b"%b: %b\r\n" % header for header in headers)
+        lines = {header: b"%b: %b\r\n" % header for header in headers}
+        self.headers = b"".join(lines.values())
+        self.headers_but_policy = b"".join(line for (name, _), line in lines.items() if name != _POLICY)
         self.closing = (b"connection", b"close") in headers
 
 
@@ -98,6 +101,8 @@ class _Cycle(RequestResponseCycle):
                 raise RuntimeError("Invalid header of an answer.")
             if name == b"content-length":
                 self.expected_content_length, self.chunked_encoding = int(value), False
+            elif name == _POLICY:  # of two, a browser would keep to both
+                content[1] = self.terms.headers_but_policy
             elif name == b"connection" and value == b"close":
                 if says_close:
                     continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,10 +24,17 @@ from mesh.client import Mesh
 from mesh.services import namespaces
 from tests.waiting import wait_until
 
+if TYPE_CHECKING:
+    from selenium import webdriver
+
 MESH = [str(Path(sys.executable).with_name("mesh"))]
 CELERY = [sys.executable, "-m", "celery", "-A", "mesh"]
 START_S = 60
 STOP_S = 30
+CHROMIUM = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1440,900"
+)
 
 #: Task types as a user writes them, under the commonest file name. `gate` blocks until somebody writes to its FIFO.
 USER_TASKS = """
@@ -241,6 +249,27 @@ def place(redis_url: str, namespace: str, tmp_path: Path) -> Iterator[Place]:
     """A namespace of this test's own, with a folder that holds a user's tasks.py."""
     with make_place(redis_url, namespace, tmp_path) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    """A window without a screen; what the pages' scripts complain of is in its log `browser`."""
+    from selenium import webdriver  # takes a while, and few tests have a window
+    from selenium.webdriver.chrome.service import Service
+
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not program or not driver:
+        pytest.skip("THE PAGES WERE NOT LOOKED AT: install chromium and chromium-driver (Debian's names)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for word in CHROMIUM.split():
+        options.add_argument(word)
+    window = webdriver.Chrome(options=options, service=Service(driver))
+    try:
+        yield window
+    finally:
+        window.quit()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import socket
 import sys
 import urllib.error
@@ -21,7 +20,6 @@ import pytest
 from flower.urls import handlers
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from mesh.bus.flower import safe_address
@@ -49,10 +47,6 @@ app = install(Celery("shop"))
 ENOUGH_S = 20
 pytestmark = pytest.mark.xdist_group("flower")  # one process: each looks at what those before have done
 ITS_OWN = ("--", "--max-tasks=1000")  # options of Flower
-CHROMIUM = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1440,900"
-)
 
 
 def free_port() -> int:
@@ -136,7 +130,9 @@ def fleet(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         }
         for one in (dashboard, shop):
             place.wait_for(one.process, one.answers, "Flower to answer")
-            assert one.get("/api/tasks") == {}  # it is told now what was before: from here on it hears all itself
+            assert (
+                one.get("/api/tasks") == {}
+            )  # it is told now what was before: from here on it hears all itself
         for name, process in agents.items():
             place.wait_for(process, lambda name=name: place.pid_of(name), f"agent {name} to join")
         yield Fleet(place=place, agents=agents, dashboard=dashboard, shop=shop)
@@ -217,24 +213,6 @@ def test_a_killed_agents_task_goes_on(fleet: Fleet, gates: list[Gate]) -> None:
 
 
 # -- as a person sees it
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not program or not driver:
-        pytest.skip(
-            "FLOWER'S PAGES WERE NOT LOOKED AT: install chromium and chromium-driver (Debian's names)"
-        )
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for word in CHROMIUM.split():
-        options.add_argument(word)
-    window = webdriver.Chrome(options=options, service=Service(driver))
-    try:
-        yield window
-    finally:
-        window.quit()
 
 
 def see(browser: webdriver.Chrome, url: str, where: str, picture: Path, *words: str) -> list[str]:

@@ -12,7 +12,7 @@ from mesh.coordinator.service import Coordinator
 from mesh.core.policies import ACTIONS
 from mesh.settings import Settings
 
-OPEN = {"/", "/health", "/health/live", "/health/ready", "/openapi.json"}
+OPEN = {"/", "/page/{name}", "/health", "/health/live", "/health/ready", "/openapi.json"}
 
 
 def flat(routes: Iterable[Any]) -> Iterator[Any]:

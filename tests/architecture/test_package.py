@@ -67,8 +67,9 @@ def test_the_wheel_has_every_module_and_every_script(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     scripts = {str(path.relative_to(ROOT)) for path in (ROOT / "mesh").rglob("*.lua")}
-    assert scripts, "the store's scripts"
-    assert {installed_name(path) for path in SOURCES} | scripts | {
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "mesh/coordinator/page").iterdir()}
+    assert scripts and page, "the store's scripts, the status page"
+    assert {installed_name(path) for path in SOURCES} | scripts | page | {
         "mesh/py.typed",
         "mesh/core/policies.json",
     } <= names
