@@ -110,7 +110,7 @@ def test_it_starts_about_when_it_is_expected_to(place: Place) -> None:
     record = mesh.store.tasks.record(waiting[-1].id)
     assert record is not None and record.started is not None and record.created is not None
     took_ms = record.started - record.created
-    assert told["expected_start_ms"] == pytest.approx(took_ms, rel=0.5), told["expected_start_how"]
+    assert took_ms / 2.5 < told["expected_start_ms"] < took_ms * 2.5, (took_ms, told["expected_start_how"])
 
 
 def test_a_task_that_waits_for_its_time(place: Place) -> None:

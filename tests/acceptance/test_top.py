@@ -70,7 +70,7 @@ def test_a_frame_has_what_happens_within_its_interval(fleet: tuple[Place, str], 
     rows = {row["queue"]: row for row in frame["queues"]}
     busy = rows["nap"]
     assert 1 <= busy["ended_per_s"] <= 30 and busy["failed_per_s"] == 0  # three at a time, 0.1 s each
-    assert busy["run_mean_ms"] == pytest.approx(100, rel=0.6) and busy["wait_p95_ms"] > 0
+    assert 70 <= busy["run_mean_ms"] < 1000 and busy["wait_p95_ms"] > 0
     assert busy["run_p95_ms"] >= 50  # those that took no time have run before
     alone = rows["gpu+nap"]
     assert (alone["depth"], alone["ended_per_s"], alone["run_mean_ms"]) == (1, 0, None)
@@ -87,7 +87,7 @@ def test_a_frame_has_what_happens_within_its_interval(fleet: tuple[Place, str], 
 
 def test_it_is_drawn_until_q_is_pressed(fleet: tuple[Place, str], way: tuple[str, ...]) -> None:
     place, _ = fleet
-    place.mesh.submit("broken", 1).cancel()
+    place.mesh.submit("nap", 0.0).result(timeout_s=30)
     shown = on_terminal(place, "top", "--interval", "0.2", *way, columns=110)
     wait_until(lambda: shown.text().count("in the last") >= 2, 60, "frames with rates")
     assert "1 healthy; " in shown.text() and re.search(r"^nap +0 +- ", shown.text(), flags=re.M)
