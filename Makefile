@@ -66,10 +66,10 @@ demo: $(INSTALLED)
 	$(BIN)/mesh demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/unit tests/integration tests/acceptance --chaos ci -m "ci and not fuzz" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 tests/unit tests/integration tests/acceptance --chaos ci -m "ci and not fuzz" $(PYTEST_ARGS)
 
 conformance: $(INSTALLED)
 	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)
@@ -82,7 +82,7 @@ chaos: $(INSTALLED)
 
 # 20,000 requests: from the OpenAPI document, and bytes that are nearly some.
 fuzz: $(INSTALLED)
-	FUZZ_REQUESTS=2000 FUZZ_WIRE=18000 $(BIN)/python -m pytest -n 2 --dist loadgroup --chaos ci tests/acceptance/test_api_fuzz.py tests/acceptance/test_wire_fuzz.py $(PYTEST_ARGS)
+	FUZZ_REQUESTS=2000 FUZZ_WIRE=18000 $(BIN)/python -m pytest -n 2 --chaos ci tests/acceptance/test_api_fuzz.py tests/acceptance/test_wire_fuzz.py $(PYTEST_ARGS)
 
 # mypy and import-linter read folders, not installations: this view has the package in its installed shape, with
 # workers/ and tasks/ inside mesh/.

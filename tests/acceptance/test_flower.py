@@ -45,7 +45,6 @@ from mesh import install
 app = install(Celery("shop"))
 """
 ENOUGH_S = 20
-pytestmark = pytest.mark.xdist_group("flower")  # one process: each looks at what those before have done
 ITS_OWN = ("--", "--max-tasks=1000")  # options of Flower
 
 
@@ -153,14 +152,14 @@ def test_it_does_not_start_open_to_everybody(fleet: Fleet) -> None:
     )
 
 
-def test_agents_are_there_within_seconds(fleet: Fleet) -> None:
+def agents_are_there_within_seconds(fleet: Fleet) -> None:
     """And tell of their tasks as soon as Flower has asked them to, which it does every five seconds."""
     wait_until(lambda: fleet.dashboard.agents() == {"w1": True, "w2": True}, ENOUGH_S, "both agents")
     for agent in fleet.agents.values():
         wait_until(lambda agent=agent: "Events of group {task} enabled" in agent.output(), ENOUGH_S, "events")
 
 
-def test_a_task_with_its_arguments_states_and_run_time(fleet: Fleet, gates: list[Gate]) -> None:
+def a_task_with_its_arguments_states_and_run_time(fleet: Fleet, gates: list[Gate]) -> None:
     handle = fleet.place.mesh.submit("gate", gates[0].payload)
     shown = fleet.dashboard.wait_for_task(handle.id, "STARTED")
     (agent,) = gates[0].starts()
@@ -172,7 +171,7 @@ def test_a_task_with_its_arguments_states_and_run_time(fleet: Fleet, gates: list
     assert shown["received"] <= shown["started"] <= shown["succeeded"] and shown["retries"] in (0, None)
 
 
-def test_a_task_that_is_retried(fleet: Fleet) -> None:
+def a_task_that_is_retried(fleet: Fleet) -> None:
     handle = fleet.place.mesh.submit("flaky", {"marker": str(fleet.place.folder / "marker")})
     assert handle.result(timeout_s=ENOUGH_S) == "awake"
     shown = fleet.dashboard.wait_for_task(handle.id, "SUCCESS")
@@ -180,7 +179,7 @@ def test_a_task_that_is_retried(fleet: Fleet) -> None:
     assert "the disk was asleep" in shown["exception"]
 
 
-def test_queues_have_their_true_lengths(fleet: Fleet, gates: list[Gate]) -> None:
+def queues_have_their_true_lengths(fleet: Fleet, gates: list[Gate]) -> None:
     """Those that nobody serves too, wherever in Redis the tasks wait, in both applications' Flower."""
     mesh = fleet.place.mesh
     mesh.submit_many("nobody", [None] * 5, unsatisfiable="accept")
@@ -196,7 +195,7 @@ def test_queues_have_their_true_lengths(fleet: Fleet, gates: list[Gate]) -> None
         }  # fmt: skip
 
 
-def test_a_killed_agents_task_goes_on(fleet: Fleet, gates: list[Gate]) -> None:
+def a_killed_agents_task_goes_on(fleet: Fleet, gates: list[Gate]) -> None:
     handle = fleet.place.mesh.submit("gate", gates[1].payload)
     gates[1].wait_until_started()
     (victim,) = gates[1].starts()
@@ -210,6 +209,21 @@ def test_a_killed_agents_task_goes_on(fleet: Fleet, gates: list[Gate]) -> None:
     shown = fleet.dashboard.wait_for_task(handle.id, "SUCCESS")
     assert shown["worker"].startswith(f"{other}@") and shown["result"] == "'taken over'"
     fleet.gone = victim
+
+
+@pytest.fixture(scope="module")
+def day(fleet: Fleet, gates: list[Gate]) -> Fleet:
+    """What happens there in its order, each seen in Flower: the tests below look at what has become of it."""
+    agents_are_there_within_seconds(fleet)
+    a_task_with_its_arguments_states_and_run_time(fleet, gates)
+    a_task_that_is_retried(fleet)
+    queues_have_their_true_lengths(fleet, gates)
+    a_killed_agents_task_goes_on(fleet, gates)
+    return fleet
+
+
+def test_what_it_tells_of_agents_tasks_and_queues(day: Fleet) -> None:
+    assert len(day.dashboard.get("/api/tasks")) == 3 and day.gone
 
 
 # -- as a person sees it
@@ -230,20 +244,20 @@ def see(browser: webdriver.Chrome, url: str, where: str, picture: Path, *words: 
     return texts()
 
 
-def test_what_a_person_sees(fleet: Fleet, gates: list[Gate], browser: webdriver.Chrome) -> None:
+def test_what_a_person_sees(day: Fleet, gates: list[Gate], browser: webdriver.Chrome) -> None:
     """Of agents, one of which was killed, of tasks that have ended and of others that wait.
 
     Agents answer each time that Flower asks for events: so the killed one goes offline within seconds, and the other stays.
     The pictures stay in the test's folder.
     """
-    folder, url = fleet.place.folder, fleet.dashboard.url
+    folder, url = day.place.folder, day.dashboard.url
     tasks = see(
         browser, f"{url}/tasks", "#tasks-table tbody tr", folder / "tasks.png", "gate", "flaky", "SUCCESS"
     )
     assert len(tasks) == 3 and all("SUCCESS" in row and ("w1@" in row or "w2@" in row) for row in tasks)
     assert sum(str(gate.fifo) in row for gate in gates for row in tasks) == 2
 
-    wait_until(lambda: fleet.dashboard.queues()["gate"]["consumers"] == 1, ENOUGH_S, "its lease to end")
+    wait_until(lambda: day.dashboard.queues()["gate"]["consumers"] == 1, ENOUGH_S, "its lease to end")
     queues = see(
         browser, f"{url}/broker", "#queue-table tbody tr", folder / "broker.png", "nobody", "gate+gpu"
     )
@@ -255,30 +269,30 @@ def test_what_a_person_sees(fleet: Fleet, gates: list[Gate], browser: webdriver.
         ["nobody", "7", "0", "7", "0"],
     ]
 
-    task_id = next(iter(fleet.dashboard.get("/api/tasks")))
+    task_id = next(iter(day.dashboard.get("/api/tasks")))
     see(browser, f"{url}/task/{task_id}", "body", folder / "task.png", "taken over", str(gates[1].fifo))
-    name = next(one for one in fleet.dashboard.get("/api/tasks").values())["worker"]
+    name = next(one for one in day.dashboard.get("/api/tasks").values())["worker"]
     see(browser, f"{url}/worker/{name}", "body", folder / "worker.png", name)
     said = see(browser, f"{url}/worker/{name}", "#mesh-registration td", folder / "worker.png", "gate")
-    assert {"gate, flaky", fleet.place.namespace, "healthy"} <= set(said)
+    assert {"gate, flaky", day.place.namespace, "healthy"} <= set(said)
 
-    (stays,) = {"w1", "w2"} - {fleet.gone}
-    wait_until(lambda: not fleet.dashboard.agents()[fleet.gone], ENOUGH_S, "the agent to be offline")
+    (stays,) = {"w1", "w2"} - {day.gone}
+    wait_until(lambda: not day.dashboard.agents()[day.gone], ENOUGH_S, "the agent to be offline")
     agents = see(browser, f"{url}/workers", "#workers-table tbody tr", folder / "workers.png", "w1@", "w2@")
     shown = {row.partition("@")[0]: row.split()[1] for row in agents}
-    assert shown == {fleet.gone: "Offline", stays: "Online"}
+    assert shown == {day.gone: "Offline", stays: "Online"}
     rows = see(browser, f"{url}/workers", "#mesh-agents tbody tr", folder / "workers.png", "w1", "w2")
     health = {row.split()[0]: row.split()[1] for row in rows}
-    assert health == {fleet.gone: "degraded", stays: "healthy"} and all("gate, flaky" in row for row in rows)
+    assert health == {day.gone: "degraded", stays: "healthy"} and all("gate, flaky" in row for row in rows)
 
 
-def test_a_flower_that_begins_later_knows_the_tasks_from_before(fleet: Fleet) -> None:
-    before = fleet.dashboard.get("/api/tasks")
+def test_a_flower_that_begins_later_knows_the_tasks_from_before(day: Fleet) -> None:
+    before = day.dashboard.get("/api/tasks")
     assert len(before) == 3
     port = free_port()
-    process = fleet.place.start("flower", "--port", str(port), *ITS_OWN, FLOWER_UNAUTHENTICATED_API="true")
+    process = day.place.start("flower", "--port", str(port), *ITS_OWN, FLOWER_UNAUTHENTICATED_API="true")
     late = Dashboard(port=port, process=process)
-    fleet.place.wait_for(process, late.answers, "Flower to answer")
+    day.place.wait_for(process, late.answers, "Flower to answer")
     after = late.get("/api/tasks")
     assert set(after) == set(before)
     for task_id, seen in before.items():
