@@ -93,6 +93,9 @@ class Settings:
         kind="names", named="capability")
     agent_port: int = _row("AGENT_PORT", "mesh.agent.port", "port", 3000,
         "Health and metrics of the agent; unless asked for, a taken port gives way to a free one.")
+    heartbeat_file: str | None = _row("MESH_HEARTBEAT_FILE", "mesh.agent.heartbeatFile", "path", None,
+        "The agent's event loop touches it every 5 s, so that a probe can tell by its age whether the loop still turns "
+        "(docs/operating.md).")
     agent_region: str | None = _row("AGENT_REGION MESH_REGION", "mesh.agent.region", "name", None,
         "Routing prefers the caller's region; coordinators carry one too.", named="region")
     agent_labels: Mapping[str, str] = _row("AGENT_LABELS", "mesh.agent.labels", "a=b,c=d", dict,

@@ -1,6 +1,6 @@
-"""The agent's health port: `/health` (detail), `/health/live` and `/metrics`.
+"""What probes look at: the health port with `/health` (detail), `/health/live`, `/health/ready` and `/metrics`, and a file.
 
-Anybody may ask, so it is bounded: so many at a time, each for so long, whatever he sends.
+Anybody may ask the port, so it is bounded: so many at a time, each for so long, whatever he sends.
 """
 
 from __future__ import annotations
@@ -8,19 +8,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import socket
 import threading
 import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
-from ..errors import Conflict
+from ..errors import Conflict, Invalid
+
+logger = logging.getLogger(__name__)
+TOUCHED_EVERY_S = 5.0
 
 Report = Callable[[], dict[str, Any]]
 Metrics = Callable[[str], tuple[bytes, str]]  # header Accept -> (text, its media type)
-_PATHS = "/health, /health/live and /metrics"
+_PATHS = "/health, /health/live, /health/ready and /metrics"
 _MOST, _MOST_OF_ONE = 16, 4  # connections at a time, and those of one address; the next is closed at once
 _PATIENCE_S = 5.0  # for one of them, from its beginning to its end
 _OFTEN_S = 0.5
@@ -59,6 +64,36 @@ class _Server(ThreadingHTTPServer):
         """Somebody hung up: nothing to say."""
 
 
+class HeartbeatFile:
+    """Its age says how long ago the event loop turned; None: there is none. Raises `Invalid` if it cannot be written at first."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = Path(path) if path is not None else None
+        try:
+            self._touch()
+        except OSError as error:
+            raise Invalid(
+                f"The heartbeat file {path} cannot be written ({error.strerror}); correct MESH_HEARTBEAT_FILE."
+            ) from error
+
+    def _touch(self) -> None:
+        if self._path is not None:
+            self._path.touch()
+
+    def touch(self) -> None:
+        """The loop turns. Never raises: a full disk is no reason to stop work."""
+        try:
+            self._touch()
+        except OSError as error:
+            logger.warning("the heartbeat file %s cannot be touched: %s", self._path, error.strerror)
+
+    def remove(self) -> None:
+        """A clean end: nobody shall take what is left for an agent that hangs."""
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+
 class HealthServer:
     """Serves the agent's report; a port that was not asked for gives way to a free one."""
 
@@ -93,6 +128,9 @@ def _handler(report: Report, metrics: Metrics) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             if self.path == "/metrics":
                 self._send(200, *metrics(self.headers.get("Accept", "")))
+            elif self.path == "/health/ready":
+                ready = report()["ready"]
+                self._answer(200 if ready else 503, {"status": "ready" if ready else "not ready"})
             elif self.path not in ("/health", "/health/live"):
                 self._answer(404, {"status": 404, "title": "Not found", "detail": f"Only {_PATHS}."})
             elif self.path == "/health/live":

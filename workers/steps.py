@@ -38,7 +38,7 @@ from ..telemetry.metrics import Registry, Sample
 from .beat import Beat
 from .certificate import OwnCertificate
 from .events import answer_listeners
-from .health import HealthServer
+from .health import TOUCHED_EVERY_S, HealthServer, HeartbeatFile
 from .identity import Membership, join, leave
 from .joining import Joining
 from .leaving import Leaving
@@ -57,6 +57,7 @@ class Agent:
         self.namespace: str = self.app.conf.broker_transport_options["namespace"]
         self.settings = _settings(runtime.settings_of(self.namespace), options)
         self.consumer: Any = None
+        self.consuming = False
         self.isolated = "prefork" in type(worker.pool).__module__
         self.capabilities = self._capabilities()
         self.joining = Joining(self.settings, self.capabilities) if self.settings.joins else None
@@ -76,6 +77,7 @@ class Agent:
             self.kids = self.joining.kids
         else:  # without a secret, or with a wrong file of policies, it ends here
             self.kids, _ = self.settings.keyring.kids, self.settings.policies
+        self.heartbeat = HeartbeatFile(self.settings.heartbeat_file)
         self.store = runtime.store_of(self.namespace)
         self.health = HealthServer(
             self.settings.agent_port,
@@ -229,6 +231,7 @@ class Agent:
             status = "degraded"
         return {
             "status": status,
+            "ready": self.consuming and status in ("healthy", "degraded"),
             **({"detail": trouble} if trouble else {}),
             **({"leaves_in_s": round(self.leaving.left_s, 1)} if self.leaving.begun else {}),
             "agent": self.membership.agent_id,
@@ -409,6 +412,7 @@ class Agent:
         self.beat.stop()
         self.audit.close()
         self.health.stop()
+        self.heartbeat.remove()
         runtime.become_agent(None)
         become(self.namespace, None, None)
         give_back()  # on SIGHUP Celery starts this program anew
@@ -495,12 +499,24 @@ class MembershipStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
     label = "Mesh membership"
+    _touches: Any = None
 
     def start(self, consumer: Any) -> None:
         """Connected."""
         agent = consumer.controller.mesh_agent
-        agent.consumer = consumer
+        agent.consumer, consumer.on_waiting = consumer, agent.heartbeat.touch
         agent.offer()
+        agent.consuming = True
+        # Not every event loop keeps its timers over a reconnect: it is started anew with each connection.
+        self._touches = consumer.timer.call_repeatedly(TOUCHED_EVERY_S, agent.heartbeat.touch)
+
+    def stop(self, consumer: Any) -> None:
+        """The connection is lost, or the worker stops."""
+        agent = consumer.controller.mesh_agent
+        if agent is not None:
+            agent.consuming = False
+        if self._touches is not None:
+            consumer.timer.cancel(self._touches)
 
     def shutdown(self, consumer: Any) -> None:
         """The pool has stopped."""

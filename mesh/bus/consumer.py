@@ -6,7 +6,7 @@ with the reason, to be replayed once an agent knows the type.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 from celery import signals
@@ -26,9 +26,23 @@ _PAUSES = {"interval_start": 0.2, "interval_step": 0.3, "interval_max": 1.5}
 class Consumer(CeleryConsumer):  # type: ignore[misc]
     """`worker_consumer = "mesh.bus.consumer:Consumer"`."""
 
+    on_waiting: Callable[[], None] | None = (
+        None  # called with each try to connect: the event loop does not turn then
+    )
+
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, however long it takes."""
-        conn.ensure_connection = functools.partial(conn.ensure_connection, **_PAUSES)
+        connect = conn.ensure_connection
+
+        def patiently(errback: Any, max_retries: Any, callback: Callable[[], None]) -> Any:
+            def again() -> None:
+                if self.on_waiting is not None:
+                    self.on_waiting()
+                callback()
+
+            return connect(errback, max_retries, callback=again, **_PAUSES)
+
+        conn.ensure_connection = patiently
         return super().ensure_connected(conn)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:

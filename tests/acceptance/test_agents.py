@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mesh.services import namespaces
 from mesh.store.tasks import Record
+from mesh.workers.health import TOUCHED_EVERY_S
 from tests.acceptance.conftest import CELERY, Place, make_place
 from tests.waiting import wait_until
 
@@ -163,3 +169,64 @@ def test_dropping_a_namespace_leaves_the_others(two_places: tuple[Place, Place])
         one.mesh.submit("data-processing", {"data": 1}, unsatisfiable="accept")
     assert namespaces.drop(there.mesh.store) > 0
     assert there.keys() == [] and here.mesh.store.tasks.counts() == {"data-processing": {"queued": 1}}
+
+
+def probe(row: dict[str, Any], path: str) -> int:
+    """The status of an agent's answer; 0 if there is none in time."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{row['port']}{path}", timeout=2) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def test_a_drained_agent_is_alive_but_not_ready_and_takes_its_file_with_it(place: Place) -> None:
+    alive, gate = place.folder / "alive", place.gate()
+    words = ("--capabilities", "gate", "-I", "tasks", "--pool", "threads", "--concurrency", "1")
+    agent = place.agent("w1", *words, MESH_HEARTBEAT_FILE=str(alive))
+    (row,) = place.discover()
+    wait_until(lambda: probe(row, "/health/ready") == 200, 20, "the agent to be ready")
+    assert alive.exists()
+    handle = place.mesh.submit("gate", gate.payload)
+    gate.wait_until_started()
+    agent.terminate()
+    wait_until(lambda: probe(row, "/health/ready") == 503, 20, "the agent to take no more work")
+    assert probe(row, "/health/live") == 200
+    assert alive.exists()
+    gate.open()
+    assert handle.result(timeout_s=20) == "through"
+    assert agent.wait() == 0
+    assert not alive.exists()
+    done = place.run("deploy", "--agent-id", "w1", MESH_HEARTBEAT_FILE=str(place.folder / "no" / "alive"))
+    assert (done.returncode, "correct MESH_HEARTBEAT_FILE" in done.stderr) == (2, True)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("hung", ["stopped", "held up by its task"])
+def test_the_heartbeat_file_gets_old_when_the_loop_hangs(place: Place, hung: str) -> None:
+    """With the solo pool a task stands in the loop's way, whereas beat and health port go on."""
+    alive, gate = place.folder / "alive", place.gate()
+    agent = place.agent("w1", "--capabilities", "gate", "-I", "tasks", MESH_HEARTBEAT_FILE=str(alive))
+    (row,) = place.discover()
+
+    def touched_since(moment: float) -> bool:
+        return alive.stat().st_mtime > moment
+
+    wait_until(lambda: touched_since(time.time() - 1), 20, "the loop to touch its file again")
+    if hung == "stopped":
+        os.kill(agent.process.pid, signal.SIGSTOP)
+        assert probe(row, "/health/live") == 0
+    else:
+        place.mesh.submit("gate", gate.payload)
+        gate.wait_until_started()
+    stopped = time.time()
+    wait_until(lambda: time.time() > stopped + 2 * TOUCHED_EVERY_S, 30, "two touches to be due")
+    assert not touched_since(stopped)
+    if hung == "stopped":
+        os.kill(agent.process.pid, signal.SIGCONT)
+    else:
+        assert (probe(row, "/health/live"), probe(row, "/health")) == (200, 200)
+        gate.open()
+    wait_until(lambda: touched_since(stopped), 20, "the loop to turn again")

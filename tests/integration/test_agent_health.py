@@ -18,7 +18,10 @@ from tests.waiting import wait_until
 @pytest.fixture
 def port() -> Iterator[int]:
     server = HealthServer(
-        0, asked=False, report=lambda: {"status": "healthy"}, metrics=lambda _: (b"", "text/plain")
+        0,
+        asked=False,
+        report=lambda: {"status": "healthy", "ready": False},
+        metrics=lambda _: (b"", "text/plain"),
     )
     server.start()
     yield server.port
@@ -41,10 +44,12 @@ def healthy(port: int) -> bool:
 
 def test_what_it_answers(port: int) -> None:
     head, _, body = talk(port, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
-    assert body == b'{"status": "healthy"}' and b"nosniff" in head
+    assert body == b'{"status": "healthy", "ready": false}' and b"nosniff" in head
     assert b"Server" not in head and b"Python" not in head
     head, _, body = talk(port, b"HEAD /health/live HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 200") and not body
+    head, _, body = talk(port, b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
+    assert b" 503 " in head and body == b'{"status": "not ready"}'
     for data, status in (
         (b"GET /etc/passwd HTTP/1.1\r\n\r\n", b"404"),
         (b"POST /health HTTP/1.1\r\nContent-Length: 5\r\n\r\nabcde", b"501"),
