@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from mesh.services import namespaces
+from mesh.store.embedded import start_server
 from mesh.store.tasks import Record
 from mesh.workers.health import TOUCHED_EVERY_S
 from tests.acceptance.conftest import CELERY, Place, make_place
@@ -177,6 +178,7 @@ def probe(row: dict[str, Any], path: str) -> int:
         with urllib.request.urlopen(f"http://127.0.0.1:{row['port']}{path}", timeout=2) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
+        error.close()
         return error.code
     except OSError:
         return 0
@@ -230,3 +232,28 @@ def test_the_heartbeat_file_gets_old_when_the_loop_hangs(place: Place, hung: str
         assert (probe(row, "/health/live"), probe(row, "/health")) == (200, 200)
         gate.open()
     wait_until(lambda: touched_since(stopped), 20, "the loop to turn again")
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("pool", ["threads", "prefork", "gevent"])
+def test_the_heartbeat_file_stays_young_while_redis_is_away(
+    namespace: str, tmp_path: Path, pool: str
+) -> None:
+    """An outage of Redis restarts nobody."""
+    with start_server(tmp_path / "redis") as server, make_place(server.url, namespace, tmp_path) as place:
+        alive = tmp_path / "alive"
+        words = ("--capabilities", "gate", "-I", "tasks", "--pool", pool)
+        agent = place.agent("w1", *words, MESH_HEARTBEAT_FILE=str(alive))
+        server.kill()
+        gone = time.time()
+        wait_until(
+            lambda: alive.stat().st_mtime > gone + 2 * TOUCHED_EVERY_S, 60, "touches long after it went"
+        )
+        assert agent.process.poll() is None
+        server.start()
+        assert (
+            place.mesh.submit("gate", {"started": str(tmp_path / "s"), "fifo": os.devnull}).result(
+                timeout_s=60
+            )
+            == ""
+        )

@@ -106,6 +106,7 @@ def test_the_leader_says_when_the_health_of_an_agent_changes(place: Place) -> No
     assert process.output().count("agent silent is unhealthy") == 1
 
 
+@pytest.mark.ci
 def test_a_second_with_the_same_id_is_refused_a_next_life_is_not(place: Place) -> None:
     first, _ = start(place, "c1")
     second = place.run("coordinator", "--id", "c1", "--host", "127.0.0.1")

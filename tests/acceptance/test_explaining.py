@@ -14,6 +14,7 @@ from tests.acceptance.conftest import Place, make_place
 from tests.acceptance.test_coordinator import start
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.ci
 WORK = """
 import time
 from mesh import task

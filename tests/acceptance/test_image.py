@@ -45,6 +45,7 @@ from mesh.store.embedded import server_binary
 from tests.conftest import SECRET
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.ci  # the whole of it, made and run as its files say
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")

@@ -167,6 +167,7 @@ def test_it_asks_for_a_token_and_shows_the_mesh(site: Site) -> None:
     site.see("#enter", "Who are you?")
 
 
+@pytest.mark.ci
 def test_what_fails_appears_by_itself(site: Site) -> None:
     site.open()
     site.see("#connection", "Live")
@@ -184,6 +185,7 @@ def test_what_fails_appears_by_itself(site: Site) -> None:
     wait_until(lambda: site.window.execute_script(points) == 2, SOON_S, "both charts")
 
 
+@pytest.mark.ci
 def test_one_task_and_its_attempts(site: Site) -> None:
     flaky = site.place.mesh.submit("flaky", str(site.place.folder / "marker"))
     assert flaky.result(timeout_s=SOON_S) == "awake"
@@ -203,6 +205,7 @@ def test_one_task_and_its_attempts(site: Site) -> None:
     site.see("#task", "There is no task 'nothing'")
 
 
+@pytest.mark.ci
 def test_it_works_without_a_mouse(site: Site) -> None:
     failed = site.fail()
     site.open()
@@ -232,6 +235,7 @@ def test_it_works_without_a_mouse(site: Site) -> None:
     assert {"namespace", "task-id", "filter", "pause", "leave"} <= seen
 
 
+@pytest.mark.ci
 def test_names_are_text(site: Site) -> None:
     failed = site.fail(MARKUP)
     site.open(task=failed.id)
@@ -264,6 +268,7 @@ def test_it_comes_back_with_its_coordinator(site: Site) -> None:
     site.see("#failures tbody", failed.id)
 
 
+@pytest.mark.ci
 def test_pause(site: Site) -> None:
     site.open()
     site.see("#connection", "Live")

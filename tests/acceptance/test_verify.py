@@ -35,6 +35,7 @@ def test_a_short_run_in_a_server_that_others_use(place: Place, tmp_path: Path) -
     assert place.keys() == [] and place.mesh.store.client.execute("DBSIZE") <= before + 2  # mesh-wide indexes
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(180)
 def test_an_interrupted_run_leaves_no_process(place: Place) -> None:
     run = place.start(

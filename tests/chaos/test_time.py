@@ -67,7 +67,7 @@ def condition(stage: Stage, agent_id: str) -> str:
     "time",
     "a task never ends, in a pool that can stop it (prefork, gevent)",
     expect="it is stopped at its time limit, tried again by its policy, and ends as timed out; its slot is free at once",
-    tier="test",
+    tier="ci",
     bound_s=8,
 )
 def test_a_task_never_ends(stage: Stage, recovery: Recovery, pool: str) -> None:
@@ -98,7 +98,7 @@ def test_a_task_never_ends(stage: Stage, recovery: Recovery, pool: str) -> None:
     "time",
     "a task never ends, in a pool that cannot stop it (threads, solo)",
     expect="its lease ends at its time limit, it runs elsewhere, its late result is refused; its agent says that it is degraded",
-    tier="test",
+    tier="ci",
     bound_s=8,
 )
 def test_a_task_cannot_be_stopped(stage: Stage, recovery: Recovery, pool: str) -> None:

@@ -180,6 +180,7 @@ def test_full_disk(tmp_path: Path) -> None:
         wait_until(taken, 20, "writes again")
 
 
+@pytest.mark.ci
 def test_loading(tmp_path: Path) -> None:
     with start_server(tmp_path) as server:
         client = Client(server.url)

@@ -81,6 +81,14 @@ def test_each_attempt_waits_anew(store: Store) -> None:
     assert count(store, Kind.RUN) == 2, "nobody knows how long the one that was lost has run"
 
 
+def test_an_attempt_that_is_tried_again_before_its_start_was_told_counts_too(store: Store) -> None:
+    publish(store, "a")
+    since(store, "a", "created", SLOW_MS)
+    again(store, take(store))
+    timings = store.tasks.timings()
+    assert timings["work", Kind.WAIT].buckets[SLOW] == 1 and timings["work", Kind.RUN].buckets[0] == 1
+
+
 def test_what_an_agent_refused_was_not_run(store: Store) -> None:
     publish(store, "a")
     settle(store, take(store), State.DEAD_LETTERED, reason=Reason.FORGED)

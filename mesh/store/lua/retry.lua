@@ -6,15 +6,19 @@
 -- publication of the id comes (a replacing chord's body). Answers moved | missing | fenced | stale | full |
 -- late (its next try would come after its deadline: nothing is changed).
 local key = TASK .. task_id
-local state, held, old_queue, expires_at, placing, deadline_at, started =
-  unpack(redis.call('HMGET', key, 'state', 'fence', 'queue', 'expires_at', 'placing', 'deadline_at', 'started'))
+local state, held, old_queue, expires_at, placing, deadline_at, started, queued, created = unpack(redis.call('HMGET', key,
+  'state', 'fence', 'queue', 'expires_at', 'placing', 'deadline_at', 'started', 'queued', 'created'))
 if not state then return 'missing' end
 if not LEGAL.retry[state] then return 'stale' end
 if FENCED and held ~= fence then return 'fenced' end
 if deadline_at and delay_ms ~= 'parked' and now + (tonumber(delay_ms) or 0) >= tonumber(deadline_at) then return 'late' end
 if not register(queue) then return 'full' end
 remember(task_id, how, problem)
-if state == 'running' and started then measure('run', old_queue, now - started) end
+if state == 'leased' then -- its start was not told: it has just begun
+  started = now
+  measure('wait', old_queue, now - (queued or created or now))
+end
+measure('run', old_queue, now - (started or now))
 local arrival = redis.call('INCR', sequence)
 local score = text((9 - tonumber(priority)) * 562949953421312 + arrival)
 local target = delay_ms == '' and 'queued' or 'scheduled'
