@@ -501,10 +501,16 @@ class MembershipStep(bootsteps.StartStopStep):  # type: ignore[misc]
     label = "Mesh membership"
     _touches: Any = None
 
+    def __init__(self, consumer: Any, **more: Any) -> None:
+        super().__init__(consumer, **more)
+        agent = consumer.controller.mesh_agent
+        if agent is not None:  # before the first connection, which may take long
+            consumer.on_waiting = agent.heartbeat.touch
+
     def start(self, consumer: Any) -> None:
         """Connected."""
         agent = consumer.controller.mesh_agent
-        agent.consumer, consumer.on_waiting = consumer, agent.heartbeat.touch
+        agent.consumer = consumer
         agent.offer()
         agent.consuming = True
         # Not every event loop keeps its timers over a reconnect: it is started anew with each connection.

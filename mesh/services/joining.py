@@ -108,6 +108,7 @@ def _joined(
         jti=claims.jti,
         issued_at_s=claims.issued_at,
         capabilities=capabilities,
+        kid=issuer.kid(),
         reach=OWN,
         expires_ms=now_ms + issuer.settings.credentials_ttl_s * 1000,
         seen_ms=now_ms,
@@ -133,6 +134,7 @@ def refresh(issuer: Issuer, store: Store, agent: str, claims: Claims, beat: Beat
         or beat.renew
         or beat.capabilities != known.capabilities
         or set(beat.kids) != set(issuer.settings.keyring.kids)
+        or known.kid != fresh.kid  # what it publishes must be believed when the other key is gone
         or (known.reach == OWN and beat.password_hash not in known.hashes)
         or (known.reach != OWN and beat.refused)
     ):
@@ -166,7 +168,7 @@ def _grant(
     certificate = tokens.issue(
         "task",
         settings.keyring,
-        issuer.kid(),
+        joined.kid,
         subject=claims.subject,
         agent_type=claims.agent_type,
         namespaces=[joined.namespace],

@@ -43,6 +43,7 @@ class Joined(msgspec.Struct, frozen=True, kw_only=True):
     jti: str
     issued_at_s: int
     capabilities: tuple[str, ...]
+    kid: str = ""  # of the key that its certificate is signed with
     reach: str
     hashes: tuple[str, ...] = ()  # of the passwords, the newest first
     expires_ms: int
