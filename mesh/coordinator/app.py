@@ -24,7 +24,8 @@ from mesh.coordinator.front import Front
 __all__ = ["create_app"]
 
 _METRICS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    **openapi.answers(None),
+    200: {"description": "The metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}},
 }
 
 

@@ -44,7 +44,8 @@ class Filter:
     def fields(self) -> tuple[str, ...]:
         """Those of a record that say whether it is among them."""
         asked = {
-            "type": self.type, "queue": self.type or self.capability, "agent": self.agent, "reason": self.reason, "by": self.by,
+            "type": self.type, "queue": self.capability if self.type is None else self.type,
+            "agent": self.agent, "reason": self.reason, "by": self.by,
         }  # fmt: skip
         return ("state", *(name for name, value in asked.items() if value is not None))
 

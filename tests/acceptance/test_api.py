@@ -234,6 +234,7 @@ def test_what_nobody_can_do(api: Api) -> None:
     told = api.post("tasks:explain", {"type": "ad"}).json()
     assert (told["queue"], told["capable"], told["ahead"]) == ("ad", [], 2)
     assert told["not_capable"] == [{"agent": "w1", "why": "it does not offer ad"}]
+    assert api.get("tasks", type="").json()["tasks"] == []
     waiting = [one["id"] for one in api.get("tasks", type="ad").json()["tasks"]]
     why = api.get(f"tasks/{waiting[0]}/why").json()
     assert why["position"] == 1 and why["detail"] == "It waits for an agent that offers ad: none is there."
