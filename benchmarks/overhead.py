@@ -4,8 +4,9 @@
 python -m benchmarks.overhead security|telemetry|flower [--rounds 10] [--tasks 10000] [--json FILE]
 ```
 
-Two agents of either kind (solo) on one Redis of its own; the rounds alternate between them. A round submits its tasks in bulk,
-the last tenth one by one, and waits until all have run. Counted is the CPU time of the producer, of that kind's two agents (user
+Two agents of either kind (solo) on one Redis of its own. A round alternates between the kinds ten times, so that what else the
+machine does meets both alike: each time it submits a tenth of its tasks, most in bulk and the last of them one by one, and waits
+until all have run. Counted is the CPU time of the producer, of that kind's two agents (user
 and system, from /proc) and of Redis (`INFO cpu`). "Without" exists only here (`benchmarks.without`); `flower` compares a mesh to
 whose events a Flower listens with one to whose nobody does, and counts not what Flower does with them.
 """
@@ -29,6 +30,7 @@ from mesh.client import Mesh
 from mesh.store.embedded import start_server
 
 _START_S, _ROUND_S = 60.0, 120.0
+_PARTS = 10  # of a round
 _WITH, _WITHOUT = "with", "without"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -192,9 +194,12 @@ def _rounds(what: str, kinds: list[Kind], ways: _Ways, rounds: int, number: int)
         kind.run(number // 5)  # warm
     spent: dict[str, list[float]] = {kind.name: [] for kind in kinds}
     for turn in range(rounds):
-        for kind in kinds if turn % 2 else kinds[::-1]:
-            _become(ways[kind.name])
-            spent[kind.name].append(kind.run(number) * 10_000 / number)
+        for kind in kinds:
+            spent[kind.name].append(0.0)
+        for part in range(_PARTS):
+            for kind in kinds if (turn + part) % 2 else kinds[::-1]:
+                _become(ways[kind.name])
+                spent[kind.name][-1] += kind.run(number // _PARTS) * 10_000 / number
         ratio = spent[_WITH][-1] / spent[_WITHOUT][-1]
         print(
             f"{turn + 1}: with {what} {spent[_WITH][-1]:.2f} s, without {spent[_WITHOUT][-1]:.2f} s, x {ratio:.3f}",

@@ -37,7 +37,7 @@ from ..store.store import Store
 from ..telemetry.metrics import Registry, Sample
 from .beat import Beat
 from .certificate import OwnCertificate
-from .events import answer_listeners
+from .events import answer_listeners, tell_in_batches, tell_the_rest
 from .health import TOUCHED_EVERY_S, HealthServer, HeartbeatFile
 from .identity import Membership, join, leave
 from .joining import Joining
@@ -513,6 +513,7 @@ class MembershipStep(bootsteps.StartStopStep):  # type: ignore[misc]
         agent.consumer = consumer
         agent.offer()
         agent.consuming = True
+        tell_in_batches(consumer)
         # Not every event loop keeps its timers over a reconnect: it is started anew with each connection.
         self._touches = consumer.timer.call_repeatedly(TOUCHED_EVERY_S, agent.heartbeat.touch)
 
@@ -526,6 +527,7 @@ class MembershipStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def shutdown(self, consumer: Any) -> None:
         """The pool has stopped."""
+        tell_the_rest(consumer)
         agent = consumer.controller.mesh_agent
         if agent is not None:
             agent.leave()
