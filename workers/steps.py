@@ -34,6 +34,7 @@ from ..store.client import safe_url
 from ..store.revocations import Revocations
 from ..store.signing import become, keys_of
 from ..store.store import Store
+from ..telemetry.logging import about
 from ..telemetry.metrics import Registry, Sample
 from .beat import Beat
 from .certificate import OwnCertificate
@@ -108,6 +109,7 @@ class Agent:
         except BaseException:
             self.health._server.server_close()
             raise
+        about(agent=self.membership.agent_id)
         self.store.client.close()  # pool children are forked next: no socket is shared with them
         self.holdings = Holdings(
             self.store, holder=self.membership.holder, slots=self.slots, isolated=self.isolated

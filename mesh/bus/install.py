@@ -16,7 +16,6 @@ from mesh.bus import runtime
 from mesh.settings import Settings
 from mesh.store.client import safe_url
 from mesh.store.connections import HEALTH_CHECK_S, stand_in
-from mesh.telemetry import redacting
 
 TRANSPORT = "mesh.bus.transport:Transport"
 _STEPS = {
@@ -108,7 +107,9 @@ def _name_worker(sender: str, instance: Any, conf: Any, options: dict[str, Any],
     """A worker is called after its agent, unless it was given a name: several agents share one host."""
     namespace = conf.broker_transport_options.get("namespace") if conf.broker_transport_options else None
     if namespace is not None:
-        redacting.install(runtime.settings_of(namespace))  # before anything is logged
+        from mesh.bus import logs  # only workers need it
+
+        logs.set_up(runtime.settings_of(namespace))
     if namespace is None or nodesplit(sender)[0] != "celery":
         return
     agent_id = options.get("agent_id") or runtime.settings_of(namespace).agent_id

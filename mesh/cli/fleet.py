@@ -157,6 +157,7 @@ class Fleet:
     def _spawn(self, name: str, command: list[str], environment: Mapping[str, str]) -> Member:
         handed = {key: value for key, value in os.environ.items() if key not in _NOT_HANDED_ON}
         handed |= {"REDIS_URL": self.redis_url, "MESH_NAMESPACE": self.namespace}
+        handed.setdefault("LOG_FORMAT", "text")  # read by people
         # Whoever stops a fleet waits for it: what runs goes back well before it would be killed, no balancer is waited for.
         handed |= {"MESH_DRAIN_GRACE_MS": str(int(GRACE_S * 500)), "MESH_LAME_DUCK_MS": "0"}
         if sys.platform == "linux":

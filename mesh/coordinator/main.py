@@ -15,12 +15,10 @@ import logging
 import resource
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
 
-import msgspec
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -33,10 +31,8 @@ from mesh.coordinator.shortcut import Shortcut
 from mesh.coordinator.tls import Tls, tls_of
 from mesh.coordinator.wire import HEADERS, HEADERS_OF_TLS, Terms, Wire
 from mesh.errors import Conflict, Invalid
-from mesh.services.views import iso
 from mesh.settings import Settings
-from mesh.telemetry import redacting
-from mesh.telemetry.redacting import redact
+from mesh.telemetry.logging import about, set_up
 
 __all__ = ["bind", "serve"]
 logger = logging.getLogger(__name__)
@@ -144,25 +140,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _JsonLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": iso(int(record.created * 1000)),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            **(getattr(record, "fields", None) or {"message": record.getMessage()}),
-        }
-        if record.exc_info:
-            line["exception"] = record.exc_text or self.formatException(record.exc_info)
-        return redact(msgspec.json.encode(line).decode())
-
-
 def _set_up_logging(settings: Settings) -> None:
-    redacting.install(settings)
-    handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(_JsonLines() if settings.log_format == "json" else text)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    set_up(settings)
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.root.level))
 
@@ -216,6 +195,7 @@ def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None)
         coordinator = Coordinator(
             settings, port=number, complete_chords=lambda groups: celery_app.backend.complete_chords(groups)
         )
+        about(coordinator=coordinator.id)
         front = Front(coordinator)
         server = _Server(
             uvicorn.Config(
