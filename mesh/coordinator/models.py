@@ -489,6 +489,28 @@ class CapabilityList(Struct, kw_only=True):
     capabilities: list[CapabilityView]
 
 
+class Demand(Struct, kw_only=True):
+    """What waits for and who offers a capability, or several together: numbers only, 0 where nothing is known.
+
+    `slots`: of the agents that take such work now; `running`: tasks that these or others run; `mean_run_ms`: of about the last
+    100 attempts; `slots_wanted`: so that what waits has started within `within_s` seconds, never fewer than are running;
+    `agents_wanted`: these in agents of the usual size.
+    """
+
+    capability: str
+    agents: Count
+    slots: Count
+    free_slots: Count
+    backlog: Count
+    scheduled: Count
+    running: Count
+    oldest_age_ms: Count
+    mean_run_ms: Annotated[float, Meta(ge=0)]
+    within_s: Count
+    slots_wanted: Count
+    agents_wanted: Count
+
+
 class QueueView(Struct, kw_only=True):
     """A queue: `depth` tasks wait; `states`: tasks now in a live state, ever ended in an end state."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
@@ -19,7 +19,7 @@ from mesh.core.agents import AgentInfo, Health
 from mesh.core.tokens import EVERY
 from mesh.errors import NotFound
 from mesh.services import agents as agent_services
-from mesh.services import audit, listing, views
+from mesh.services import audit, capacity, listing, views
 from mesh.services import restore as restores
 from mesh.services import top as top_services
 from mesh.services import types as type_services
@@ -28,6 +28,10 @@ from mesh.store.store import Store
 router = APIRouter(prefix="/v1/namespaces/{namespace}", default_response_class=Json)
 cluster_router = APIRouter(prefix="/v1", default_response_class=Json)
 
+Capability = Annotated[
+    str, Path(description="Its name; `gpu+ocr` for what needs both.", examples=["data-processing"])
+]
+Within = Annotated[int, Query(ge=1, le=86_400, description="Seconds in which what waits is to have started.")]
 AgentId = Annotated[str, Path(description="Id of the agent.", examples=["worker-1"])]
 
 _LABELS = ("agent", "namespace", "region", "capabilities")
@@ -159,6 +163,24 @@ def drain(
 def list_capabilities(call: ReadsAll) -> Response:
     """Who offers each, and what waits for it: what an autoscaler needs."""
     return Json({"capabilities": listing.capabilities(call.store)})
+
+
+@router.get(
+    "/capabilities/{capability}",
+    tags=["queues"],
+    summary="Look at a capability",
+    responses=openapi.answers(
+        models.Demand,
+        example={
+            "capability": "ocr", "agents": 2, "slots": 8, "free_slots": 0, "backlog": 120, "scheduled": 0, "running": 8,
+            "oldest_age_ms": 4200, "mean_run_ms": 30000.0, "within_s": 300, "slots_wanted": 12, "agents_wanted": 3,
+        },
+    ),
+)  # fmt: skip
+def get_capability(call: ReadsAll, capability: Capability, within_s: Within = 300) -> Response:
+    """What waits for it and who offers it, as an autoscaler reads it: see docs/scaling.md. Of a name that nobody has used yet all
+    numbers are 0."""
+    return Json(capacity.demand(call.store, capability, within_s=within_s))
 
 
 @router.get(

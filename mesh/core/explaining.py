@@ -85,7 +85,7 @@ class Task:
     spills_in_ms: int | None = None  # ... until then
     due_in_ms: int | None = None  # it is scheduled
     expires_in_ms: int | None = None
-    mean_run_ms: float | None = None  # of the attempts of its requirement so far
+    mean_run_ms: float | None = None  # of the recent attempts of its requirement
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""How long attempts wait and run, as the scripts count it: in buckets, a requirement and a kind each.
+"""How long attempts wait and run, as the scripts count it: in buckets, a requirement and a kind each, and a recent mean of runs.
 
 What is counted where it happens is exact, survives restarts, and is the same whoever asks for it.
 """
@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["BOUNDS_MS", "Kind", "Timing"]
+__all__ = ["BOUNDS_MS", "RECENT_RUNS", "Kind", "Timing"]
 
 #: Upper bounds of the buckets; what is above the last one is in one more.
 BOUNDS_MS = (
     *(5, 10, 25, 50, 100, 250, 500),
     *(1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 120_000, 300_000, 600_000, 1_800_000, 3_600_000),
 )
+
+#: Of so many attempts, about, is the recent mean: each new one then weighs 1 %.
+RECENT_RUNS = 100
 
 
 class Kind(StrEnum):
@@ -27,10 +30,12 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One histogram. `buckets`: attempts in each, one more than bounds; `sum_ms`: of all of them."""
+    """One histogram. `buckets`: attempts in each, one more than bounds; `sum_ms`: of all of them; `recent_ms`: the mean of about
+    the last 100, None where that is not kept."""
 
     buckets: tuple[int, ...]
     sum_ms: int
+    recent_ms: float | None = None
 
     @classmethod
     def together(cls, timings: Sequence[Timing]) -> Timing:
@@ -53,6 +58,11 @@ class Timing:
     def mean_ms(self) -> float | None:
         """The average, None of nothing."""
         return self.sum_ms / self.count if self.count else None
+
+    @property
+    def lately_ms(self) -> float | None:
+        """The recent mean, that of all where it is not kept, None of nothing."""
+        return self.mean_ms if self.recent_ms is None else self.recent_ms
 
     def quantile_ms(self, share: float) -> float | None:
         """The time that this share of the attempts did not exceed, by the line between the bounds of its bucket, None of nothing.

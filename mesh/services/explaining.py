@@ -155,9 +155,9 @@ def _not_capable(told: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _run_means(store: Store) -> dict[str, float | None]:
-    """Queue -> ms that its attempts have run on average."""
+    """Queue -> ms that its attempts have run on average lately."""
     timings = store.tasks.timings()
-    return {queue: timing.mean_ms for (queue, kind), timing in timings.items() if kind is Kind.RUN}
+    return {queue: timing.lately_ms for (queue, kind), timing in timings.items() if kind is Kind.RUN}
 
 
 def _before(

@@ -57,7 +57,7 @@ TABLE: tuple[Row, ...] = (
         "timings",
         "hash",
         PERMANENT,
-        "`<queue>|<wait or run>|<bucket>` -> attempts, `...|sum` -> ms: see `mesh.core.timings`",
+        "`<queue>|<wait or run>|<bucket>` -> attempts, `...|sum` -> ms, `...|recent` -> mean:attempts; see `mesh.core.timings`",
     ),
     _row("sequence", "string", PERMANENT, "arrival number of the last task"),
     _row("requirements", "hash", PERMANENT, "requirement of several capabilities -> ms of its registration"),

@@ -22,7 +22,7 @@ from importlib import resources
 from typing import Annotated, Any, TypeVar
 
 from mesh.core.states import CELERY_STATUS, RULES, Reason
-from mesh.core.timings import BOUNDS_MS
+from mesh.core.timings import BOUNDS_MS, RECENT_RUNS
 from mesh.store.client import Client, NoScriptError, pack, pack_words
 from mesh.store.keys import BY_NAME, TABLE, Keys
 
@@ -84,7 +84,9 @@ class Script:
             if row.family and re.search(rf"\b{row.name.upper()}\b", body):
                 lines.append(f"local {row.name.upper()} = prefix .. '{row.text}'\n")
         if "BOUNDS_MS" in body:
-            lines.append(f"local BOUNDS_MS = {{{','.join(map(str, BOUNDS_MS))}}}\n")
+            lines.append(
+                f"local BOUNDS_MS, RECENT_RUNS = {{{','.join(map(str, BOUNDS_MS))}}}, {RECENT_RUNS}\n"
+            )
         if "CELERY[" in body:
             statuses = ",".join(f"{state}='{status}'" for state, status in CELERY_STATUS.items())
             lines.append(f"local CELERY = {{{statuses}}}\n")

@@ -518,15 +518,19 @@ class Tasks:
         raw = self._client.execute("HGETALL", self._keys["timings"])
         buckets: dict[tuple[str, Kind], list[int]] = {}
         sums: dict[tuple[str, Kind], int] = {}
+        recent: dict[tuple[str, Kind], float] = {}
         for name, value in zip(raw[::2], raw[1::2], strict=True):
             queue, kind, bucket = name.decode().rsplit("|", 2)
             one = (queue, Kind(kind))
             if bucket == "sum":
                 sums[one] = int(value)
+            elif bucket == "recent":
+                recent[one] = float(value.partition(b":")[0])
             else:
                 buckets.setdefault(one, [0] * (len(BOUNDS_MS) + 1))[int(bucket) - 1] = int(value)
         return {
-            one: Timing(buckets=tuple(numbers), sum_ms=sums.get(one, 0)) for one, numbers in buckets.items()
+            one: Timing(buckets=tuple(numbers), sum_ms=sums.get(one, 0), recent_ms=recent.get(one))
+            for one, numbers in buckets.items()
         }
 
     def size(self, queue: str) -> int:

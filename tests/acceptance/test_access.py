@@ -45,6 +45,7 @@ POST agents/{agent}:cordon     worker operator admin                    | operat
 POST agents/{agent}:uncordon   worker operator admin                    | operator admin
 POST agents/{agent}:drain      worker operator admin                    | operator admin
 GET  capabilities              worker viewer operator admin             | =
+GET  capabilities/{capability} worker viewer operator admin             | =
 GET  metrics-targets           worker viewer operator admin             | =
 GET  queues                    worker viewer operator admin             | =
 GET  top                       worker viewer operator admin             | =
@@ -153,7 +154,7 @@ def test_each_route_for_each_role(door: tuple[Place, str]) -> None:
             me = caller(door, role)
             for whose, may in (("me", own), ("another", others)):
                 task_id = next(fresh[whose])
-                path = route.format(task_id, agent=whose, jti="nobody-has-this-jti")
+                path = route.format(task_id, agent=whose, capability="ocr", jti="nobody-has-this-jti")
                 body = BODIES.get(route)
                 if route == "tasks:wait":
                     body = {"ids": [task_id, "nobody"], "wait_s": 0}
@@ -201,10 +202,12 @@ def test_a_foreign_namespace_is_one_that_is_not_there(door: tuple[Place, str]) -
         told = set()
         for one, agent in ((task_id, "w1"), (letter, "w1"), ("nobody", "nobody")):
             body = {"ids": [one]} if route == "tasks:wait" else BODIES.get(route)
-            answer = stranger.ask(method, route.format(one, agent=agent), body)
+            answer = stranger.ask(method, route.format(one, agent=agent, capability=one), body)
             told.add((answer.status_code, answer.text))
         missing = Caller(stranger.url, "never-was", stranger.headers)
-        answer = missing.ask(method, route.format("nobody", agent="nobody"), BODIES.get(route))
+        answer = missing.ask(
+            method, route.format("nobody", agent="nobody", capability="nobody"), BODIES.get(route)
+        )
         told.add((answer.status_code, answer.text.replace("never-was", place.namespace)))
         assert len(told) == 1 and answer.status_code == 404, (route, told)
     body = {"namespace": place.namespace, "agents": []}

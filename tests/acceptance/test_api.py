@@ -240,6 +240,11 @@ def test_what_nobody_can_do(api: Api) -> None:
     assert why["position"] == 1 and why["detail"] == "It waits for an agent that offers ad: none is there."
     (row,) = [one for one in api.get("capabilities").json()["capabilities"] if one["capability"] == "ad"]
     assert (row["agents"], row["backlog"]) == (0, 2) and row["oldest_age_ms"] > 0
+    needed = api.get("capabilities/ad").json()
+    assert (needed["agents"], needed["backlog"], needed["agents_wanted"]) == (0, 2, 1)
+    unused = api.get("capabilities/never+used", within_s=60).json()
+    assert set(unused.values()) == {"never+used", 60, 0}
+    problem(api.get("capabilities/a%20b"), 422, "Invalid")
     cancelled = api.post(f"tasks/{waiting[0]}:cancel", {"reason": "not needed"}).json()
     assert cancelled == {"id": waiting[0], "state": "cancelled", "cancelled": True}
     assert api.get(f"tasks/{waiting[0]}").json()["reason"] == "not needed"

@@ -1,9 +1,11 @@
 """How long attempts wait and run, and what is counted beside the states: by the scripts, in the step that moves the task."""
 
+import itertools
+
 import pytest
 
 from mesh.core.states import Reason, State
-from mesh.core.timings import BOUNDS_MS, Kind
+from mesh.core.timings import BOUNDS_MS, RECENT_RUNS, Kind
 from mesh.store.store import Store
 from tests.integration.stores import (
     again,
@@ -114,3 +116,22 @@ def test_a_time_in_each_bucket_is_found_there(store: Store) -> None:
         settle(store, take(store, f"q-{index}"), ran_ms=bound_ms)
         run = store.tasks.timings()[f"q-{index}", Kind.RUN]
         assert (run.buckets[index], run.count, run.sum_ms) == (1, 1, bound_ms)
+
+
+def test_the_recent_mean_follows_what_runs_now(store: Store) -> None:
+    def run(ms: int, times: int) -> float:
+        for _ in range(times):
+            publish(store, one := f"{run.__name__}-{next(numbers)}")
+            (taken,) = fetch(store)
+            assert taken.id == one and settle(store, taken, ran_ms=ms) == "moved"
+        timing = store.tasks.timings()["work", Kind.RUN]
+        assert timing.lately_ms == timing.recent_ms is not None
+        return timing.recent_ms
+
+    numbers = itertools.count()
+    assert run(1000, 1) == 1000 and run(500, 1) == 750, "the plain mean of the first ones"
+    run(1000, RECENT_RUNS)
+    before = store.tasks.timings()["work", Kind.RUN].mean_ms
+    after = run(0, 3 * RECENT_RUNS)
+    assert before is not None and before > 900
+    assert after < 0.06 * before, "each weighs 1 %: after 300 what was before weighs 5 %"
