@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from mesh.bus.install import install
     from mesh.bus.task import task
     from mesh.client import Handle, Mesh
+    from mesh.telemetry.tracing import continue_trace
 
 __version__ = "0.1.0"
-__all__ = ["Handle", "Mesh", "app", "current", "errors", "install", "task"]
+__all__ = ["Handle", "Mesh", "app", "continue_trace", "current", "errors", "install", "task"]
 
 _HOMES = {
     "Handle": "mesh.client",
     "Mesh": "mesh.client",
     "app": "mesh.bus.app",
+    "continue_trace": "mesh.telemetry.tracing",
     "current": "mesh.bus.current",
     "errors": "mesh.errors",
     "install": "mesh.bus.install",

@@ -31,6 +31,7 @@ from mesh.bus.messages import ATTEMPT_HEADER, part_index
 from mesh.bus.opening import open_body, open_stored
 from mesh.bus.publishing import TooLate, current_attempt, parent_run
 from mesh.bus.results import ResultConsumer
+from mesh.bus.tracing import of_request
 from mesh.core.envelopes import Rejected, peel
 from mesh.core.states import RECORDED, Reason, State, celery_status
 from mesh.errors import StoreUnavailable
@@ -38,6 +39,7 @@ from mesh.store.connections import HEALTH_CHECK_S, stand_in
 from mesh.store.signing import body_sealer
 from mesh.store.store import Store
 from mesh.store.tasks import Crashed, Entry, Settlement
+from mesh.telemetry.tracing import continuing, current
 
 logger = logging.getLogger(__name__)
 POISON = (State.DEAD_LETTERED, "poison")
@@ -137,11 +139,12 @@ class Backend(RedisBackend):  # type: ignore[misc]
     ) -> None:
         if request is None:
             return
-        self._fail_chain(
-            getattr(request, "chain", None), exc, traceback, store_result=store_result, state=state
-        )
-        if call_errbacks and request.errbacks:
-            self._call_task_errbacks(request, exc, traceback)
+        with continuing(of_request(request) if request.id else None):
+            self._fail_chain(
+                getattr(request, "chain", None), exc, traceback, store_result=store_result, state=state
+            )
+            if call_errbacks and request.errbacks:
+                self._call_task_errbacks(request, exc, traceback)
 
     @staticmethod
     def _failed_state(exc: BaseException) -> State:
@@ -335,6 +338,11 @@ class Backend(RedisBackend):  # type: ignore[misc]
         if any(isinstance(result, GroupResult) for result in header.results):
             header.save(backend=self)  # nested: the results' structure is needed again
         parent = parent_run(current_attempt()) or ""
+        trace = current()
+        if trace is not None:  # whoever completes it publishes it: it is told here where it belongs
+            options = body.get("options") or {}
+            named = {**trace.headers, **(options.get("headers") or {})}
+            body = {**body, "options": {**options, "headers": named}}
         sealed = body_sealer(self.store)(str(header.id), json_dumps(body).encode())
         self.store.chords.arm(str(header.id), body=sealed, token=parent)
 

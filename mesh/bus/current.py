@@ -13,6 +13,7 @@ from mesh.bus import runtime
 from mesh.bus.messages import ATTEMPT_HEADER
 from mesh.core.states import LIVE
 from mesh.errors import NotFound, StoreUnavailable
+from mesh.telemetry import tracing
 
 
 class Current:
@@ -26,6 +27,12 @@ class Current:
         self.fence: str = attempt.get("fence", "")
         self.run: int = int(attempt.get("run", 1))
         self.attempt: int = int(self.fence.partition("-")[0] or 0)
+
+    @property
+    def traceparent(self) -> str:
+        """Where what it does belongs, for the headers of its requests to others (W3C trace context)."""
+        trace = tracing.current()
+        return "" if trace is None else trace.parent
 
     def progress(self, fraction: float, note: str = "") -> None:
         """Tell how far the task is (0 to 1), for people who wait; while Redis is away, nobody is told."""

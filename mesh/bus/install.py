@@ -13,9 +13,11 @@ from celery.utils.nodenames import gethostname, nodesplit
 from kombu.connection import resolve_aliases
 
 from mesh.bus import runtime
+from mesh.bus.tracing import of_attempt
 from mesh.settings import Settings
 from mesh.store.client import safe_url
 from mesh.store.connections import HEALTH_CHECK_S, stand_in
+from mesh.telemetry.tracing import tell_attempt
 
 TRANSPORT = "mesh.bus.transport:Transport"
 _STEPS = {
@@ -59,6 +61,7 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
     """
     settings = _with_broker_of(app, settings or Settings.load())
     runtime.configure(settings)
+    tell_attempt(of_attempt)
     resolve_aliases[TRANSPORT] = "redis"  # how URLs are shown
     app.conf.update(configuration(settings))
     app.amqp_cls = "mesh.bus.amqp:AMQP"

@@ -19,13 +19,13 @@ from click.core import ParameterSource
 from mesh.bus.messages import ATTEMPT_HEADER
 from mesh.settings import Settings
 from mesh.telemetry import logging as lines
-from mesh.telemetry import redacting
+from mesh.telemetry import redacting, tracing
 
 __all__ = ["attempt_fields", "set_up"]
 
 
 def attempt_fields() -> Mapping[str, Any]:
-    """Of the attempt that this thread runs: task, type, attempt."""
+    """Of the attempt that this thread runs: task, type, attempt, trace."""
     task = get_current_task()
     request = task.request if task is not None else None
     if request is None or not request.id:
@@ -34,6 +34,9 @@ def attempt_fields() -> Mapping[str, Any]:
     fence = (getattr(request, ATTEMPT_HEADER, None) or {}).get("fence")
     if fence:
         fields["attempt"] = int(fence.partition("-")[0])
+        trace = tracing.current()
+        if trace is not None:
+            fields |= {"trace_id": trace.trace_id, "span_id": trace.span_id}
     return fields
 
 

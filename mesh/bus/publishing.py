@@ -22,10 +22,12 @@ from mesh.bus.documents import one_line
 from mesh.bus.messages import ATTEMPT_HEADER, CALL_HEADER, compact, part_index
 from mesh.core.places import check_strategy, placing
 from mesh.core.requirements import canonical, is_compound
+from mesh.core.tracing import TRACEPARENT, TRACESTATE, parse
 from mesh.errors import Invalid
 from mesh.store.signing import AgentSigner, sealer, signer_of
 from mesh.store.store import Store
 from mesh.store.tasks import Entry, Template
+from mesh.telemetry import tracing
 
 logger = logging.getLogger(__name__)
 DEFAULT_PRIORITY = 4
@@ -100,10 +102,19 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
     task_id = str(headers.get("id") or uuid.uuid4())
     task_type = str(headers.get("task") or "")
     call = headers.get(CALL_HEADER) or {}
+    attempt = current_attempt()
+    again = attempt is not None and attempt[1].id == task_id
+    trace = parse(headers.get(TRACEPARENT), headers.get(TRACESTATE))
+    if trace is None and not again:  # what is tried again stays where it was submitted
+        trace = tracing.current()
+    if trace is not None or TRACEPARENT in headers:
+        plain = {name: value for name, value in headers.items() if name not in (TRACEPARENT, TRACESTATE)}
+        headers = {**plain, **(trace.headers if trace is not None else {})}
+        payload = {**payload, "headers": headers}
     if headers.get("compression") and isinstance(signer_of(store.settings), AgentSigner):
         # Nobody decompresses what an agent has signed: a few bytes could become any number.
+        body = decompress(payload["body"], headers["compression"])
         headers = {name: value for name, value in headers.items() if name != "compression"}
-        body = decompress(payload["body"], payload["headers"]["compression"])
         payload = {**payload, "headers": headers, "body": body}
     message = compact(task_id, payload)
     limit = store.settings.max_payload_bytes
@@ -117,8 +128,7 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
     if delay_ms is not None and delay_ms <= 0:
         delay_ms = None
     priority = _priority(payload, call, zero_first)
-    attempt = current_attempt()
-    if attempt is not None and attempt[1].id == task_id:
+    if attempt is not None and again:
         request, entry, _ = attempt
         failed = int(headers.get("retries") or 0) > int(request.retries or 0)
         word = store.tasks.retry(
@@ -161,7 +171,7 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
             check_strategy(call.get("strategy") or settings.load_balancing_strategy),
             call.get("region") or settings.agent_region,
         ),
-        extra=("chord", chord) if chord else (),
+        extra=(*(("chord", chord) if chord else ()), *(("trace", trace.trace_id) if trace else ())),
     )
     token = parent if parent is not None else str(call.get("nonce") or uuid.uuid4().hex)
     sealed = sealer(store, queue, **times)(task_id, message)

@@ -37,6 +37,7 @@ from mesh.errors import (
     Unauthenticated,
 )
 from mesh.settings import Settings
+from mesh.telemetry.tracing import current
 
 __all__ = [
     "UNANSWERED",
@@ -353,8 +354,9 @@ class Caller:
 
     def _send(self, endpoint: Endpoint, method: str, path: str, body: bytes | None) -> httpx2.Response:
         fixed = {"host": endpoint.host} | ({} if body is None else {"content-type": "application/json"})
+        trace = current()
         for again in (True, False):
-            headers = {**fixed, **self.bearer.headers()}
+            headers = {**fixed, **(trace.headers if trace is not None else {}), **self.bearer.headers()}
             response = self._pool().request(method, headers=headers, content=body, **endpoint.request(path))
             if not (again and response.status_code == 401 and self.bearer.refused(headers)):
                 break

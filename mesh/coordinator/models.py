@@ -265,6 +265,9 @@ class TaskView(Struct, kw_only=True):
     reason: str | None
     labels: dict[str, str]
     by: Annotated[str | None, Meta(description="Who submitted it over HTTP: the subject of the token.")]
+    trace_id: Annotated[
+        str, Meta(pattern="^[0-9a-f]{32}$", description="Its caller's (traceparent), or one of its own.")
+    ]
     created_at: Time | None
     queued_at: Time | None
     leased_at: Time | None

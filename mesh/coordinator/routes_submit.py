@@ -15,10 +15,12 @@ from mesh.coordinator.answers import Json
 from mesh.coordinator.requests import BODY, FrontOf, decode, decode_part, front_of, posted, read
 from mesh.coordinator.submitting import accept, options_of
 from mesh.core import strict_json
+from mesh.core.tracing import TRACEPARENT, TRACESTATE, Trace, parse
 from mesh.errors import Invalid, MeshError
 from mesh.services import agents as agent_services
 from mesh.services import explaining
 from mesh.services import tasks as task_services
+from mesh.telemetry.tracing import continuing
 
 router = APIRouter(prefix="/v1/namespaces/{namespace}", tags=["tasks"], default_response_class=Json)
 
@@ -36,6 +38,16 @@ _KEY = {
     "description": "The id of the task; the same as `task_id` in the body.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 200},
 }
+_TRACE: tuple[dict[str, Any], ...] = tuple(
+    {"name": name, "in": "header", "required": False, "description": meaning, "schema": {"type": "string"}}
+    for name, meaning in (
+        (
+            TRACEPARENT,
+            "The caller's trace (W3C trace context), which the tasks continue. A malformed one is ignored.",
+        ),
+        (TRACESTATE, "What vendors add to it; at most 512 characters are handed on."),
+    )
+)
 SUBMIT = Right(action="submit", each=True)
 _submission = msgspec.json.Decoder(models.Submission)
 _batch = msgspec.json.Decoder(models.Batch)
@@ -47,7 +59,7 @@ _bulk = msgspec.json.Decoder(models.Bulk)
     status_code=202,
     summary="Submit a task",
     responses=openapi.answers(models.Accepted, 202, _ACCEPTED),
-    openapi_extra=openapi.takes(models.Submission, examples={"plain": _EXAMPLE}, parameters=(_KEY,)),
+    openapi_extra=openapi.takes(models.Submission, examples={"plain": _EXAMPLE}, parameters=(_KEY, *_TRACE)),
 )
 async def submit(request: Request, call: Annotated[Call, Needs(SUBMIT)]) -> Response:
     """Accepted once Redis has it. With an id of your own, a repetition changes nothing and tells the task's present state."""
@@ -66,7 +78,13 @@ async def submit_to(call: Call, request: Request) -> Response:
             )
         body = msgspec.structs.replace(body, task_id=key)
     call.need_submit(body.type, body.payload)
-    return Json(await front.submitter.submit(call.store, body, call.subject), 202)
+    return Json(await front.submitter.submit(call.store, body, call.subject, _trace_of(request)), 202)
+
+
+def _trace_of(request: Request) -> Trace | None:
+    """The trace that a request continues."""
+    parents = request.headers.getlist(TRACEPARENT)
+    return parse(parents[0], ",".join(request.headers.getlist(TRACESTATE))) if len(parents) == 1 else None
 
 
 class _Which(msgspec.Struct):
@@ -97,6 +115,7 @@ _TURNS = asyncio.Semaphore(2)  # big bodies are decoded by two at once at most: 
             "different tasks": {"tasks": [_EXAMPLE]},
             "one type": {"type": "data-processing", "payloads": [{"data": 1}, {"data": 2}]},
         },
+        parameters=_TRACE,
     ),
 )
 async def batch(request: Request, call: Annotated[Call, Needs(SUBMIT)], front: FrontOf) -> Response:
@@ -104,17 +123,18 @@ async def batch(request: Request, call: Annotated[Call, Needs(SUBMIT)], front: F
     async with _READS:
         raw = await read(request, front.batch_limit)
         async with _TURNS:
-            return Json(await run_in_threadpool(_publish, call, raw))
+            return Json(await run_in_threadpool(_publish, call, raw, _trace_of(request)))
 
 
-def _publish(call: Call, raw: bytes) -> dict[str, Any]:
+def _publish(call: Call, raw: bytes, trace: Trace | None) -> dict[str, Any]:
     strict_json.check(raw, BODY)
     which = decode_part(_which, raw, BODY)
     compact = memoryview(which.payloads).nbytes > 0
     if compact == (memoryview(which.tasks).nbytes > 0):
         raise Invalid("The request body must have either tasks, or type and payloads.")
     if compact:
-        return _publish_bulk(call, decode_part(_bulk, raw, BODY))
+        with continuing(trace):
+            return _publish_bulk(call, decode_part(_bulk, raw, BODY))
     try:
         bodies: list[models.Submission | MeshError] = list(_batch.decode(raw).tasks)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -125,7 +145,7 @@ def _publish(call: Call, raw: bytes) -> dict[str, Any]:
                 call.need_submit(body.type, body.payload)
             except MeshError as error:
                 bodies[index] = error
-    answers = accept(call.store, bodies, [call.subject] * len(bodies))
+    answers = accept(call.store, bodies, [call.subject] * len(bodies), [trace] * len(bodies))
     return {"items": [problems.document(one) if isinstance(one, MeshError) else one for one in answers]}
 
 

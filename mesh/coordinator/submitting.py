@@ -16,6 +16,7 @@ from typing import Any
 from mesh.coordinator import models
 from mesh.coordinator.problems import busy
 from mesh.core.states import State
+from mesh.core.tracing import Trace
 from mesh.errors import MeshError, StoreUnavailable
 from mesh.services import agents as agent_services
 from mesh.services import tasks as task_services
@@ -39,9 +40,13 @@ def options_of(body: models.Options) -> Options:
 
 
 def accept(
-    store: Store, bodies: Sequence[models.Submission | MeshError], by: Sequence[str]
+    store: Store,
+    bodies: Sequence[models.Submission | MeshError],
+    by: Sequence[str],
+    traces: Sequence[Trace | None],
 ) -> list[dict[str, Any] | MeshError]:
-    """Publish; for each its answer or its error (what is an error already stays it). `by`: who submits each.
+    """Publish; for each its answer or its error (what is an error already stays it). `by`: who submits each; `traces`:
+    what it continues.
 
     Raises `StoreUnavailable`.
     """
@@ -56,8 +61,9 @@ def accept(
                 queue = task_services.requirement(store, body.type, options.requires)
                 warning = agent_services.unmet_warning(store, body.type, queue, body.unsatisfiable)
             item = Item(
-                task_type=body.type, payload=body.payload, options=options, task_id=body.task_id, by=by[index]
-            )
+                task_type=body.type, payload=body.payload, options=options, task_id=body.task_id, by=by[index],
+                trace=traces[index],
+            )  # fmt: skip
             items.append((index, item, warning))
         except StoreUnavailable:
             raise
@@ -91,17 +97,19 @@ class Submitter:
     """Publishes what the event loop hands it, one batch at a time, in a thread of its own."""
 
     def __init__(self) -> None:
-        self._pending: list[tuple[Store, models.Submission, str, asyncio.Future[Any]]] = []
+        self._pending: list[tuple[Store, models.Submission, str, Trace | None, asyncio.Future[Any]]] = []
         self._thread = ThreadPoolExecutor(1, "mesh-submit")
         self._under_way = False
 
-    async def submit(self, store: Store, body: models.Submission, by: str) -> dict[str, Any]:
+    async def submit(
+        self, store: Store, body: models.Submission, by: str, trace: Trace | None
+    ) -> dict[str, Any]:
         """Publish one task of the subject `by` with what else is there; its answer. Raises `MeshError`."""
         if len(self._pending) >= _MOST_PENDING:
             raise busy("submissions")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[dict[str, Any]] = loop.create_future()
-        self._pending.append((store, body, by, future))
+        self._pending.append((store, body, by, trace, future))
         if not self._under_way:
             self._go(loop)
         return await future
@@ -122,7 +130,7 @@ class Submitter:
             places.setdefault(store, []).append(place)
         for store, here in places.items():
             try:
-                made: list[Any] = accept(store, [batch[at][1] for at in here], [batch[at][2] for at in here])
+                made: list[Any] = accept(store, *([batch[at][part] for at in here] for part in (1, 2, 3)))
             except Exception as error:
                 made = [error] * len(here)
             for place, answer in zip(here, made, strict=True):

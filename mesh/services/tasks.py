@@ -19,6 +19,7 @@ from mesh.core.names import check_name
 from mesh.core.places import check_strategy, placing
 from mesh.core.requirements import canonical
 from mesh.core.states import RULES, Reason, State, Verb
+from mesh.core.tracing import Trace
 from mesh.errors import (
     Cancelled,
     Conflict,
@@ -36,6 +37,7 @@ from mesh.services.types import TypeInfo
 from mesh.store.signing import sealer
 from mesh.store.store import Store
 from mesh.store.tasks import Publication, Record, Template
+from mesh.telemetry.tracing import current
 
 _BATCH = 500  # tasks published by one script: some milliseconds of Redis's time
 _BATCH_BYTES = 4_000_000
@@ -71,6 +73,7 @@ class Item:
     options: Options = DEFAULTS
     task_id: str | None = None
     by: str | None = None  # the subject that submits it, for whom it is "own"
+    trace: Trace | None = None  # that its caller continues
 
 
 @functools.lru_cache(maxsize=4096)
@@ -106,16 +109,18 @@ class _Shape:
         return self.template.queue
 
 
-def _shape(store: Store, task_type: str, options: Options, by: str | None = None) -> _Shape:
+def _shape(
+    store: Store, task_type: str, options: Options, by: str | None = None, trace: Trace | None = None
+) -> _Shape:
     settings = store.settings
     strategy, region = settings.load_balancing_strategy, settings.agent_region
     info = types.find(store, task_type)
     needs = (task_type,) if info is None else (info.queue or task_type, *info.requires)
-    if options is DEFAULTS:
+    if options is DEFAULTS and trace is None:
         common, template = _plain_shape(task_type, needs, strategy, region, by)
     else:
         common, template = _make_shape(
-            task_type, needs, options, options.strategy or strategy, options.region or region, by
+            task_type, needs, options, options.strategy or strategy, options.region or region, by, trace
         )
     return _Shape(task_type, info, common, template, sealer(store, template.queue, **template.times))
 
@@ -142,6 +147,7 @@ def _make_shape(
     strategy: str,
     region: str | None,
     by: str | None,
+    trace: Trace | None = None,
 ) -> tuple[dict[str, Any] | None, Template]:
     if not isinstance(options.priority, int) or not 0 <= options.priority <= 9:
         raise Invalid(f"Priority {options.priority!r} is not a whole number from 0 to 9 (9 is first).")
@@ -155,7 +161,7 @@ def _make_shape(
         raise Invalid(f"retries {options.retries!r} is not a whole number from 0 to 1000.")
     if region is not None:
         check_name("region", region)
-    headers: dict[str, Any] = {}
+    headers: dict[str, Any] = {} if trace is None else {**trace.headers}
     if options.retries is not None:
         headers[messages.RETRIES_HEADER] = options.retries
     if options.timeout_s is not None:
@@ -173,6 +179,7 @@ def _make_shape(
         extra=(
             *(("labels", json.dumps(dict(options.labels))) if options.labels else ()),
             *(("by", by) if by is not None else ()),
+            *(("trace", trace.trace_id) if trace is not None else ()),
         ),
     )
     return headers or None, template
@@ -239,7 +246,7 @@ def submit(
     """
     if task_id is not None:
         check_task_id(task_id)
-    shape = _shape(store, task_type, options)
+    shape = _shape(store, task_type, options, trace=current())
     arguments = _arguments(shape, payload, store.settings.max_payload_bytes)
     new, publication = _publication(shape, arguments, task_id)
     _check(store.tasks.submit([publication])[0], new, shape)
@@ -250,7 +257,7 @@ def submit_many(
     store: Store, task_type: str, payloads: Iterable[Any], options: Options = DEFAULTS, by: str | None = None
 ) -> list[str]:
     """Publish many tasks of one type, some hundreds in a step; their ids in order. All payloads are checked first."""
-    shape = _shape(store, task_type, options, by)
+    shape = _shape(store, task_type, options, by, current())
     limit = store.settings.max_payload_bytes
     checked = [_arguments(shape, payload, limit) for payload in payloads]
     ids: list[str] = []
@@ -288,10 +295,11 @@ def submit_items(store: Store, items: Sequence[Item]) -> list[Published | MeshEr
             if item.task_id is not None:
                 check_task_id(item.task_id)
             kind = (item.task_type, item.by)
-            shape = plain.get(kind) if item.options is DEFAULTS else None
+            is_plain = item.options is DEFAULTS and item.trace is None
+            shape = plain.get(kind) if is_plain else None
             if shape is None:
-                shape = _shape(store, item.task_type, item.options, item.by)
-                if item.options is DEFAULTS:
+                shape = _shape(store, item.task_type, item.options, item.by, item.trace)
+                if is_plain:
                     plain[kind] = shape
             task_id, publication = _publication(shape, _arguments(shape, item.payload, limit), item.task_id)
             made.append((index, task_id, shape, publication))

@@ -12,6 +12,7 @@ import msgspec
 from mesh.bus import documents
 from mesh.core.places import parse_placing
 from mesh.core.states import State
+from mesh.core.tracing import trace_id_of
 from mesh.services.agents import discover
 from mesh.store.client import ResponseError
 from mesh.store.coordinators import Coordinators
@@ -50,6 +51,7 @@ def task(record: Record) -> dict[str, Any]:
         "reason": record.reason,
         "labels": json.loads(record.other.get("labels", "{}")),
         "by": record.other.get("by"),
+        "trace_id": record.other.get("trace") or trace_id_of(record.id),
         **{f"{name}_at": iso(getattr(record, name)) for name in _TIMES},
         "expires_at": iso(record.expires_at),
         "deadline_at": iso(record.deadline_at),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mesh.core.tracing import trace_id_of
 from tests.acceptance.conftest import START_S, Place, Running
 from tests.waiting import wait_until
 
@@ -42,9 +43,8 @@ def run(place: Place, pool: str, **environ: str) -> tuple[str, Running]:
     return handle.id, agent
 
 
-@pytest.mark.parametrize(
-    "pool", ["solo", *(pytest.param(one, marks=pytest.mark.ci) for one in ("prefork", "threads", "gevent"))]
-)
+@pytest.mark.ci  # the tests of traces read lines, too
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads", "gevent"])
 def test_a_line_of_a_task_says_which_attempt_wrote_it(place: Place, pool: str) -> None:
     task_id, agent = run(place, pool, LOG_FORMAT="json")
     told = [line for line in lines(agent) if "message" in line]  # audit entries have fields of their own
@@ -53,6 +53,8 @@ def test_a_line_of_a_task_says_which_attempt_wrote_it(place: Place, pool: str) -
         assert line["level"] == "warning" and line["message"] == "counted é" and line["pages"] == 4
         assert (line["namespace"], line["agent"]) == (place.namespace, "a1")
         assert (line["task"], line["type"], line["attempt"]) == (task_id, "count", attempt)
+        assert line["trace_id"] == trace_id_of(task_id) and len(line["span_id"]) == 16
+    assert first["span_id"] != second["span_id"]
     printed = next(line for line in told if line["message"] == "printed")
     assert printed["task"] == task_id
     received = next(line for line in told if "received" in line["message"])

@@ -64,7 +64,7 @@ local function publish(at, index)
     for _, index_key in ipairs({scheduled, leases, deadlines, dead}) do redis.call('ZREM', index_key, id) end
     redis.call('DEL', RESULT .. id)
     redis.call('HDEL', key, 'failures', 'crashes', 'suspect', 'error', 'reason', 'agent', 'started', 'ended', 'leased', 'was',
-      'expires_at', 'deadline_at', 'chord', 'place', 'placing', 'past')
+      'expires_at', 'deadline_at', 'chord', 'place', 'placing', 'past', 'trace')
     redis.call('PERSIST', key)
     if not LEGAL.resubmit[state] then count(old_queue, state, -1) end
   end
