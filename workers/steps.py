@@ -60,6 +60,10 @@ class Agent:
         self.consumer: Any = None
         self.consuming = False
         self.isolated = "prefork" in type(worker.pool).__module__
+        if self.isolated:
+            from .pool import Pool  # not where there are no such pipes
+
+            worker.pool.Pool = Pool
         self.capabilities = self._capabilities()
         self.joining = Joining(self.settings, self.capabilities) if self.settings.joins else None
         if self.joining is not None:
