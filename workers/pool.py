@@ -98,7 +98,7 @@ class Pool(asynpool.AsynPool):  # type: ignore[misc]
         recycled = self._maxtasksperchild or self._max_memory_per_child
         self._at_once = self.sched_strategy == asynpool.SCHED_STRATEGY_FAIR and not recycled
         waiting, busy, children = self.outbound_buffer, self._busy_workers, self._all_inqueues
-        own: dict[str, Any] = vars(self)
+        own: Any = vars(self)
         celerys_put, celerys_poll_start, watched = own["_quick_put"], own["on_poll_start"], True
 
         def put(words: Any) -> None:
