@@ -39,6 +39,7 @@ SECTIONS = {
         "top": ("mesh.cli.top:command", "Watch a namespace: agents, queues, throughput, times, failures."),
         "discover": ("mesh.cli.discover:command", "List the agents of a namespace."),
         "queue": ("mesh.cli.queue:group", "Queues: what waits, and for how long."),
+        "capacity": ("mesh.cli.capacity:command", "What to add: agents for what waits, coordinators."),
         "doctor": ("mesh.cli.doctor:command", "Say what is wrong with the set-up, and what to do."),
         "verify": ("mesh.cli.verify:command", "Break a mesh on purpose, and check that no task was lost."),
     },

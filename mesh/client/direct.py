@@ -14,7 +14,7 @@ from mesh.core.agents import AgentInfo
 from mesh.core.states import HELD
 from mesh.core.tokens import EVERY
 from mesh.errors import NotFound
-from mesh.services import agents, audit, dead_letters, explaining, listing, tasks, top, types, views
+from mesh.services import agents, audit, capacity, dead_letters, explaining, listing, tasks, top, types, views
 from mesh.services import restore as restores
 from mesh.services.tasks import Options
 from mesh.services.types import TypeInfo
@@ -140,6 +140,10 @@ class Direct:
     def top(self) -> dict[str, Any]:
         """See `Mesh`."""
         return top.counted(self.store)
+
+    def capacity(self, within_s: int) -> dict[str, Any]:
+        """See `Mesh`."""
+        return capacity.advice(self.store, within_s=within_s)
 
     def capabilities(self) -> list[dict[str, Any]]:
         """See `Mesh`."""

@@ -193,6 +193,11 @@ class Http:
         counted: dict[str, Any] = self._calls.call("GET", f"{self._root}/top")
         return counted
 
+    def capacity(self, within_s: int) -> dict[str, Any]:
+        """See `Mesh`."""
+        told: dict[str, Any] = self._calls.call("GET", f"{self._root}/capacity?within_s={within_s}")
+        return told
+
     def capabilities(self) -> list[dict[str, Any]]:
         """See `Mesh`."""
         return self._list("capabilities")

@@ -247,6 +247,10 @@ class Mesh:
         """What `mesh top` shows, counted so far; see `mesh.core.top.between` for what has happened between two of them."""
         return self._port.top()
 
+    def capacity(self, *, within_s: int = 300) -> dict[str, Any]:
+        """What to add so that what waits has started within that time; see `mesh.services.capacity.advice`."""
+        return self._port.capacity(within_s)
+
     def capabilities(self) -> list[dict[str, Any]]:
         """What is offered or asked for: {capability, agents, slots, free_slots, backlog, oldest_age_ms, ...}."""
         return self._port.capabilities()

@@ -514,6 +514,40 @@ class Demand(Struct, kw_only=True):
     agents_wanted: Count
 
 
+class RequirementNeeds(Struct, kw_only=True):
+    """What a requirement has and needs; `agents` take such work now; `mean_run_ms`: of about the last 100 attempts."""
+
+    requirement: str
+    backlog: Count
+    oldest_age_ms: Count | None
+    scheduled: Count
+    running: Count
+    mean_run_ms: float | None
+    agents: Count
+    slots: Count
+    free_slots: Count
+    slots_wanted: Count
+    agents_to_add: Count
+    advice: str | None
+
+
+class Capacity(Struct, kw_only=True):
+    """What to add so that what waits has started within `within_s` seconds. `size`: by `agents_each`, agents a coordinator;
+    `advice`: about coordinators; `requirements`: at most 200 of `total`, what lacks most first."""
+
+    namespace: str
+    within_s: Count
+    coordinators: Count
+    agents: Count
+    agents_each: Count
+    size: Literal["small", "medium", "large", "too large"]
+    backlog: Count
+    coordinators_to_add: Count
+    advice: str | None
+    total: Count
+    requirements: list[RequirementNeeds]
+
+
 class QueueView(Struct, kw_only=True):
     """A queue: `depth` tasks wait; `states`: tasks now in a live state, ever ended in an end state."""
 

@@ -177,10 +177,18 @@ def list_capabilities(call: ReadsAll) -> Response:
         },
     ),
 )  # fmt: skip
-def get_capability(call: ReadsAll, capability: Capability, within_s: Within = 300) -> Response:
+def get_capability(call: ReadsAll, capability: Capability, within_s: Within = capacity.WITHIN_S) -> Response:
     """What waits for it and who offers it, as an autoscaler reads it: see docs/scaling.md. Of a name that nobody has used yet all
     numbers are 0."""
     return Json(capacity.demand(call.store, capability, within_s=within_s))
+
+
+@router.get(
+    "/capacity", tags=["queues"], summary="Advise on capacity", responses=openapi.answers(models.Capacity)
+)
+def get_capacity(call: ReadsAll, within_s: Within = capacity.WITHIN_S) -> Response:
+    """How many agents and coordinators to add, and why: what `mesh capacity` tells."""
+    return Json(capacity.advice(call.store, within_s=within_s))
 
 
 @router.get(

@@ -46,6 +46,7 @@ POST agents/{agent}:uncordon   worker operator admin                    | operat
 POST agents/{agent}:drain      worker operator admin                    | operator admin
 GET  capabilities              worker viewer operator admin             | =
 GET  capabilities/{capability} worker viewer operator admin             | =
+GET  capacity                  worker viewer operator admin             | =
 GET  metrics-targets           worker viewer operator admin             | =
 GET  queues                    worker viewer operator admin             | =
 GET  top                       worker viewer operator admin             | =

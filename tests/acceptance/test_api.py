@@ -242,6 +242,11 @@ def test_what_nobody_can_do(api: Api) -> None:
     assert (row["agents"], row["backlog"]) == (0, 2) and row["oldest_age_ms"] > 0
     needed = api.get("capabilities/ad").json()
     assert (needed["agents"], needed["backlog"], needed["agents_wanted"]) == (0, 2, 1)
+    told = api.get("capacity", within_s=60).json()
+    (row,) = [one for one in told["requirements"] if one["requirement"] == "ad"]
+    assert (row["backlog"], row["slots_wanted"], row["agents_to_add"]) == (2, 1, 1)
+    assert row["advice"] == "No agent takes it: start 1 agent with --capabilities ad."
+    assert (told["size"], told["coordinators_to_add"], told["coordinators"]) == ("small", 0, 1)
     unused = api.get("capabilities/never+used", within_s=60).json()
     assert set(unused.values()) == {"never+used", 60, 0}
     problem(api.get("capabilities/a%20b"), 422, "Invalid")

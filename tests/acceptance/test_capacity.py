@@ -96,3 +96,50 @@ def test_an_autoscaler_reads_what_waits_from_the_first_task_on(fleet: tuple[Plac
     gate.open()
     for one in held:
         one.result(timeout_s=30)
+
+
+def test_what_to_add(fleet: tuple[Place, str]) -> None:
+    place, url = fleet
+    for one in place.mesh.submit_many("nap", [0.02] * 20):
+        one.result(timeout_s=30)
+    gate = place.gate("full")
+    held = place.mesh.submit_many("hold", [str(gate.fifo)] * 2)
+    wait_until(lambda: [one.status() for one in held] == ["running"] * 2, 30, "the agent to be full")
+    naps = place.mesh.submit_many("nap", [0.02] * 2000)
+    alone = place.mesh.submit("nap", 0.0, requires=["gpu"], unsatisfiable="accept")
+    place.mesh.store.agents.join("w2", {"id": "w2", "capabilities": "gpu", "slots": 4, "state": "ready"})
+    told = []
+    for way in ((), ("--url", url)):
+        done = place.call("capacity", "--within", "2s", "-o", "json", *way)
+        assert done.returncode == 0, done.stderr
+        told.append(json.loads(done.stdout))
+    rows = {row["requirement"]: row for row in told[0]["requirements"]}
+    assert [{**row, "oldest_age_ms": 0} for row in told[0]["requirements"]] == [
+        {**row, "oldest_age_ms": 0} for row in told[1]["requirements"]
+    ]
+    nap = rows["nap"]
+    assert (nap["agents"], nap["slots"], nap["free_slots"]) == (1, 2, 0)
+    assert 1950 <= nap["backlog"] <= 2000, "the agent has fetched some ahead"
+    assert 20 <= nap["mean_run_ms"] < 200
+    assert nap["slots_wanted"] == pytest.approx(nap["mean_run_ms"], abs=2), "2000 tasks within 2 s"
+    assert nap["agents_to_add"] == -(-nap["slots_wanted"] // 2)
+    both = rows["gpu+nap"]
+    assert (both["agents"], both["agents_to_add"]) == (0, 1) and "--capabilities gpu,nap" in both["advice"]
+    assert (told[0]["coordinators_to_add"], told[0]["backlog"], told[0]["agents"]) == (
+        1,
+        nap["backlog"] + 1,
+        2,
+    )
+    shown = place.call("capacity", "--within", "2s").stdout
+    assert (
+        f"- nap: {nap['advice']}" in shown
+        and f"- Add a coordinator: {told[0]['backlog']} tasks wait, over 1000." in shown
+    )
+    assert {*place.call("capacity", "-o", "name").stdout.split()} == set(rows)
+    wrong = place.call("capacity", "--within", "soon")
+    assert wrong.returncode == 2 and "90s, 5m or 1h" in wrong.stderr
+    for one in [*naps, alone]:
+        one.cancel()
+    gate.open()
+    for one in held:
+        one.result(timeout_s=30)
