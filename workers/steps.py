@@ -21,6 +21,7 @@ from ..bus.holdings import Holding, Holdings
 from ..bus.install import use_broker
 from ..bus.limits import end_overrun
 from ..bus.task import task_types
+from ..bus.tracing import watch
 from ..bus.transport import carries_tasks
 from ..core.agents import Health, condition
 from ..core.names import check_name
@@ -147,6 +148,7 @@ class Agent:
             "agent", "process", read=self.samples, pulse=self.beat.pulse, version=__version__
         )
         self._prepare_tasks()
+        watch(forks=self.isolated)
         self._select_queues()
         if self.joining is not None:
             self.joining.on_cut_off, self.joining.on_usurped = self.cut_off, self.usurped

@@ -22,12 +22,12 @@ from mesh.bus.documents import one_line
 from mesh.bus.messages import ATTEMPT_HEADER, CALL_HEADER, compact, part_index
 from mesh.core.places import check_strategy, placing
 from mesh.core.requirements import canonical, is_compound
-from mesh.core.tracing import TRACEPARENT, TRACESTATE, parse
+from mesh.core.tracing import TRACEPARENT, TRACESTATE, Trace, parse
 from mesh.errors import Invalid
 from mesh.store.signing import AgentSigner, sealer, signer_of
 from mesh.store.store import Store
 from mesh.store.tasks import Entry, Template
-from mesh.telemetry import tracing
+from mesh.telemetry.spans import Sending
 
 logger = logging.getLogger(__name__)
 DEFAULT_PRIORITY = 4
@@ -99,14 +99,29 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
     """Publish one message as Kombu hands it over; the script's word for it. Raises `Invalid` for one that is too large, or
     that this process has no key for."""
     headers = payload.get("headers") or {}
-    task_id = str(headers.get("id") or uuid.uuid4())
-    task_type = str(headers.get("task") or "")
-    call = headers.get(CALL_HEADER) or {}
+    task_id, task_type = str(headers.get("id") or uuid.uuid4()), str(headers.get("task") or "")
     attempt = current_attempt()
-    again = attempt is not None and attempt[1].id == task_id
     trace = parse(headers.get(TRACEPARENT), headers.get(TRACESTATE))
-    if trace is None and not again:  # what is tried again stays where it was submitted
-        trace = tracing.current()
+    if attempt is not None and attempt[1].id == task_id:  # what is tried again stays where it was submitted
+        return _publish(store, queue, payload, task_id, task_type, zero_first, attempt, trace)
+    with Sending(trace) as sending:
+        word = _publish(store, queue, payload, task_id, task_type, zero_first, attempt, sending.trace)
+        sending.told(queue, task_id, task_type)
+    return word
+
+
+def _publish(
+    store: Store,
+    queue: str,
+    payload: dict[str, Any],
+    task_id: str,
+    task_type: str,
+    zero_first: bool,
+    attempt: tuple[Any, Entry, int] | None,
+    trace: Trace | None,
+) -> str:
+    headers = payload.get("headers") or {}
+    call = headers.get(CALL_HEADER) or {}
     if trace is not None or TRACEPARENT in headers:
         plain = {name: value for name, value in headers.items() if name not in (TRACEPARENT, TRACESTATE)}
         headers = {**plain, **(trace.headers if trace is not None else {})}
@@ -128,7 +143,7 @@ def publish(store: Store, queue: str, payload: dict[str, Any], *, zero_first: bo
     if delay_ms is not None and delay_ms <= 0:
         delay_ms = None
     priority = _priority(payload, call, zero_first)
-    if attempt is not None and again:
+    if attempt is not None and attempt[1].id == task_id:
         request, entry, _ = attempt
         failed = int(headers.get("retries") or 0) > int(request.retries or 0)
         word = store.tasks.retry(

@@ -29,10 +29,13 @@ from mesh.coordinator.metrics import Counted
 from mesh.coordinator.service import Coordinator
 from mesh.coordinator.shortcut import Shortcut
 from mesh.coordinator.tls import Tls, tls_of
+from mesh.coordinator.traced import Traced
 from mesh.coordinator.wire import HEADERS, HEADERS_OF_TLS, Terms, Wire
 from mesh.errors import Conflict, Invalid
 from mesh.settings import Settings
 from mesh.telemetry.logging import about, set_up
+from mesh.telemetry.spans import close as close_spans
+from mesh.telemetry.spans import wanted
 
 __all__ = ["bind", "serve"]
 logger = logging.getLogger(__name__)
@@ -178,7 +181,8 @@ def _terms(settings: Settings, front: Front) -> Terms:
 
 def application(front: Front) -> ASGIApp:
     """All that stands behind the connections."""
-    return Counted(Shortcut(create_app(front)), front.metrics.http)
+    app = Shortcut(create_app(front))
+    return Counted(Traced(app) if wanted() else app, front.metrics.http)
 
 
 def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None) -> None:
@@ -236,6 +240,7 @@ def serve(settings: Settings, *, host: str = "0.0.0.0", port: int | None = None)
         finally:
             front.close()
             coordinator.stop()
+            close_spans()
             logger.info("coordinator %s stopped", coordinator.id)
             for one, handler in former.items():
                 signal.signal(one, handler)

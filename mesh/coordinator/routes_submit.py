@@ -14,13 +14,15 @@ from mesh.coordinator.access import Call, Needs, Right
 from mesh.coordinator.answers import Json
 from mesh.coordinator.requests import BODY, FrontOf, decode, decode_part, front_of, posted, read
 from mesh.coordinator.submitting import accept, options_of
+from mesh.coordinator.traced import told_trace
 from mesh.core import strict_json
-from mesh.core.tracing import TRACEPARENT, TRACESTATE, Trace, parse
+from mesh.core.tracing import TRACEPARENT, TRACESTATE, Trace
 from mesh.errors import Invalid, MeshError
 from mesh.services import agents as agent_services
 from mesh.services import explaining
 from mesh.services import tasks as task_services
-from mesh.telemetry.tracing import continuing
+from mesh.telemetry.spans import Sending
+from mesh.telemetry.tracing import continuing, current
 
 router = APIRouter(prefix="/v1/namespaces/{namespace}", tags=["tasks"], default_response_class=Json)
 
@@ -78,13 +80,15 @@ async def submit_to(call: Call, request: Request) -> Response:
             )
         body = msgspec.structs.replace(body, task_id=key)
     call.need_submit(body.type, body.payload)
-    return Json(await front.submitter.submit(call.store, body, call.subject, _trace_of(request)), 202)
+    with Sending(_trace_of(request)) as sending:
+        answer = await front.submitter.submit(call.store, body, call.subject, sending.trace)
+        sending.told(answer["queue"], answer["id"], body.type)
+    return Json(answer, 202)
 
 
 def _trace_of(request: Request) -> Trace | None:
-    """The trace that a request continues."""
-    parents = request.headers.getlist(TRACEPARENT)
-    return parse(parents[0], ",".join(request.headers.getlist(TRACESTATE))) if len(parents) == 1 else None
+    """The trace that a request continues: the span of the request itself, if there is one."""
+    return current() or told_trace(request.headers)
 
 
 class _Which(msgspec.Struct):
@@ -145,7 +149,9 @@ def _publish(call: Call, raw: bytes, trace: Trace | None) -> dict[str, Any]:
                 call.need_submit(body.type, body.payload)
             except MeshError as error:
                 bodies[index] = error
-    answers = accept(call.store, bodies, [call.subject] * len(bodies), [trace] * len(bodies))
+    with Sending(trace) as sending:
+        answers = accept(call.store, bodies, [call.subject] * len(bodies), [sending.trace] * len(bodies))
+        sending.told("(several)", None, "(several)", len(bodies))
     return {"items": [problems.document(one) if isinstance(one, MeshError) else one for one in answers]}
 
 

@@ -37,7 +37,7 @@ from mesh.services.types import TypeInfo
 from mesh.store.signing import sealer
 from mesh.store.store import Store
 from mesh.store.tasks import Publication, Record, Template
-from mesh.telemetry.tracing import current
+from mesh.telemetry.spans import Sending
 
 _BATCH = 500  # tasks published by one script: some milliseconds of Redis's time
 _BATCH_BYTES = 4_000_000
@@ -246,10 +246,12 @@ def submit(
     """
     if task_id is not None:
         check_task_id(task_id)
-    shape = _shape(store, task_type, options, trace=current())
-    arguments = _arguments(shape, payload, store.settings.max_payload_bytes)
-    new, publication = _publication(shape, arguments, task_id)
-    _check(store.tasks.submit([publication])[0], new, shape)
+    with Sending() as sending:
+        shape = _shape(store, task_type, options, trace=sending.trace)
+        arguments = _arguments(shape, payload, store.settings.max_payload_bytes)
+        new, publication = _publication(shape, arguments, task_id)
+        _check(store.tasks.submit([publication])[0], new, shape)
+        sending.told(shape.queue, new, task_type)
     return new
 
 
@@ -257,7 +259,14 @@ def submit_many(
     store: Store, task_type: str, payloads: Iterable[Any], options: Options = DEFAULTS, by: str | None = None
 ) -> list[str]:
     """Publish many tasks of one type, some hundreds in a step; their ids in order. All payloads are checked first."""
-    shape = _shape(store, task_type, options, by, current())
+    with Sending() as sending:
+        shape = _shape(store, task_type, options, by, sending.trace)
+        ids = _submit_all(store, shape, payloads)
+        sending.told(shape.queue, None, task_type, len(ids))
+    return ids
+
+
+def _submit_all(store: Store, shape: _Shape, payloads: Iterable[Any]) -> list[str]:
     limit = store.settings.max_payload_bytes
     checked = [_arguments(shape, payload, limit) for payload in payloads]
     ids: list[str] = []

@@ -20,7 +20,7 @@ from mesh.settings import Settings
 from mesh.telemetry import redacting
 from mesh.telemetry.redacting import redact
 
-__all__ = ["Context", "about", "formatter", "set_up", "tell_context"]
+__all__ = ["Context", "about", "formatter", "process_fields", "set_up", "tell_context"]
 
 #: Fields of what this thread does just now.
 Context = Callable[[], Mapping[str, Any]]
@@ -36,13 +36,18 @@ _STANDARD = frozenset(
     }
 )
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_process: dict[str, Any] = {}
+_process: dict[str, str] = {}
 _context: Context = dict
 
 
 def about(**fields: str) -> None:
     """Fields of every line of this process, and of those that it forks."""
     _process.update(fields)
+
+
+def process_fields() -> Mapping[str, str]:
+    """What `about` was told."""
+    return _process
 
 
 def tell_context(context: Context) -> None:

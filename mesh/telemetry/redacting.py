@@ -20,7 +20,9 @@ from mesh.settings import TABLE, Settings
 __all__ = ["install", "keep", "redact", "secrets_of"]
 
 #: Of programs beside ours in the same process.
-_OTHERS = ("FLOWER_BASIC_AUTH", "FLOWER_COOKIE_SECRET", "FLOWER_OAUTH2_SECRET", "REDISCLI_AUTH")
+_OTHERS = (
+    "FLOWER_BASIC_AUTH", "FLOWER_COOKIE_SECRET", "FLOWER_OAUTH2_SECRET", "REDISCLI_AUTH", "OTEL_EXPORTER_OTLP_HEADERS",
+)  # fmt: skip
 _secrets: set[str] = set()
 _redactor = Redactor()
 
@@ -34,7 +36,7 @@ def secrets_of(settings: Settings) -> set[str]:
             found |= secrets_of_url(value) if row.kind == "url" else {value}
     for name in _OTHERS:
         value = os.environ.get(name, "")
-        found |= {value, value.partition(":")[2]}
+        found |= {value, value.partition(":")[2], value.partition("=")[2]}
     return found
 
 

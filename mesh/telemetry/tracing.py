@@ -10,7 +10,7 @@ from typing import Any
 
 from mesh.core.tracing import Trace, parse
 
-__all__ = ["continue_trace", "continuing", "current", "tell_attempt"]
+__all__ = ["continue_trace", "continuing", "current", "remote_span", "tell_attempt", "trace_of"]
 
 _continued: ContextVar[Trace | None] = ContextVar("mesh_trace", default=None)
 
@@ -39,8 +39,7 @@ def current() -> Trace | None:
     if api is not None:
         span = api.get_current_span().get_span_context()
         if span.is_valid:
-            state = span.trace_state.to_header() if span.trace_state else ""
-            return Trace(f"{span.trace_id:032x}", f"{span.span_id:016x}", int(span.trace_flags), state)
+            return trace_of(span)
     return _continued.get() or _attempt()
 
 
@@ -60,6 +59,12 @@ def continuing(trace: Trace | None) -> Iterator[None]:
                 yield
     finally:
         _continued.reset(token)
+
+
+def trace_of(span: Any) -> Trace:
+    """What OpenTelemetry's context of a span says."""
+    state = span.trace_state.to_header() if span.trace_state else ""
+    return Trace(f"{span.trace_id:032x}", f"{span.span_id:016x}", int(span.trace_flags), state)
 
 
 def remote_span(api: Any, trace: Trace) -> Any:
