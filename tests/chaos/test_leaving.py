@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import threading
@@ -24,6 +23,7 @@ from tests.chaos.fleet import free_port
 from tests.chaos.matrix import fault
 from tests.chaos.stage import Stage
 from tests.chaos.test_coordinators import leader
+from tests.programs import HAPROXY, needs_haproxy
 from tests.tokens import bearer
 
 AT_ONCE_S = 5.0  # milliseconds, on a machine that has nothing else to do
@@ -332,7 +332,7 @@ backend coordinators
 {servers}
 """
     )
-    process = subprocess.Popen(["haproxy", "-f", str(config), "-db"], cwd=stage.folder)
+    process = subprocess.Popen([str(HAPROXY), "-f", str(config), "-db"], cwd=stage.folder)
     try:
         url = f"http://127.0.0.1:{port}"
         stage.until(lambda: _opens(f"{url}/health/live"), "the balancer to answer")
@@ -406,14 +406,6 @@ def rolling_restart(stage: Stage, rounds: int, every_s: float) -> int:
     stage.check()
     no_crash(stage)
     return len(stage.ledger)
-
-
-needs_haproxy = pytest.mark.skipif(
-    not any(
-        os.access(f"{folder}/haproxy", os.X_OK) for folder in ("/usr/sbin", "/usr/local/sbin", "/usr/bin")
-    ),
-    reason="haproxy is not installed",
-)
 
 
 @needs_haproxy

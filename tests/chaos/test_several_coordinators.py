@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -28,6 +26,7 @@ from tests.chaos.fleet import ROOT, free_port
 from tests.chaos.matrix import fault
 from tests.chaos.stage import Stage
 from tests.chaos.test_coordinators import over_http, start
+from tests.programs import HAPROXY, needs_haproxy
 from tests.tokens import bearer
 
 NAMES = ("c1", "c2", "c3")
@@ -146,6 +145,7 @@ class Traffic:
             done()
 
 
+@needs_haproxy
 @fault(
     "coordinators",
     "one of three behind HAProxy stopped, killed, cut off (nothing is refused, nothing arrives), under steady traffic",
@@ -154,9 +154,6 @@ class Traffic:
     bound_s=15,
 )
 def test_one_of_three_behind_haproxy(stage: Stage, recovery: Recovery) -> None:
-    haproxy = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if haproxy is None:
-        pytest.skip("there is no haproxy on this machine")
     stage.start("w1")
     start(stage, *NAMES)
     stage.ready("w1")
@@ -164,7 +161,7 @@ def test_one_of_three_behind_haproxy(stage: Stage, recovery: Recovery) -> None:
         url = f"http://127.0.0.1:{(port := free_port())}"
         at = {"c1": stage.ports["c1"], "c2": stage.ports["c2"], "c3": way.port}
         addresses = {f"COORDINATOR_{name[1]}": f"127.0.0.1:{number}" for name, number in at.items()}
-        words = [haproxy, "-db", "-f", str(ROOT / "deploy/haproxy/haproxy.cfg")]
+        words = [str(HAPROXY), "-db", "-f", str(ROOT / "deploy/haproxy/haproxy.cfg")]
         stage.run("haproxy", words, LB_BIND=f"127.0.0.1:{port}", **addresses)
 
         def serving() -> set[str]:
