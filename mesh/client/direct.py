@@ -11,10 +11,23 @@ from typing import Any
 from mesh.client.listener import Ended, Listener
 from mesh.client.ports import Page, Settled, Tell
 from mesh.core.agents import AgentInfo
+from mesh.core.replay import Change
 from mesh.core.states import HELD
 from mesh.core.tokens import EVERY
 from mesh.errors import NotFound
-from mesh.services import agents, audit, capacity, dead_letters, explaining, listing, tasks, top, types, views
+from mesh.services import (
+    agents,
+    audit,
+    capacity,
+    dead_letters,
+    explaining,
+    forecast,
+    listing,
+    tasks,
+    top,
+    types,
+    views,
+)
 from mesh.services import restore as restores
 from mesh.services.tasks import Options
 from mesh.services.types import TypeInfo
@@ -144,6 +157,10 @@ class Direct:
     def capacity(self, within_s: int) -> dict[str, Any]:
         """See `Mesh`."""
         return capacity.advice(self.store, within_s=within_s)
+
+    def replayed(self, change: Change) -> dict[str, Any]:
+        """See `Mesh`."""
+        return forecast.forecast(self.store, change)
 
     def capabilities(self) -> list[dict[str, Any]]:
         """See `Mesh`."""

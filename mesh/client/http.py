@@ -17,6 +17,7 @@ from mesh.client.calls import Caller, Endpoints, error_of
 from mesh.client.longpoll import LongPoll
 from mesh.client.ports import Page, Settled, Tell
 from mesh.core.agents import AgentInfo
+from mesh.core.replay import Change
 from mesh.core.states import State
 from mesh.errors import Invalid, NotFound, Refused
 from mesh.services import tasks, views
@@ -196,6 +197,18 @@ class Http:
     def capacity(self, within_s: int) -> dict[str, Any]:
         """See `Mesh`."""
         told: dict[str, Any] = self._calls.call("GET", f"{self._root}/capacity?within_s={within_s}")
+        return told
+
+    def replayed(self, change: Change) -> dict[str, Any]:
+        """See `Mesh`."""
+        asked = {
+            "agents": change.agents,
+            "slots": change.slots,
+            "without_region": change.without_region,
+            "requires": ",".join(sorted(change.requires)) or None,
+        }
+        query = urlencode({name: value for name, value in asked.items() if value is not None})
+        told: dict[str, Any] = self._calls.call("GET", f"{self._root}/capacity/replay?{query}")
         return told
 
     def capabilities(self) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mesh.client.handle import Completions, Handle
 from mesh.client.ports import Page, Port, Settled
 from mesh.core.agents import AgentInfo
+from mesh.core.replay import Change
 from mesh.errors import Invalid
 from mesh.services.tasks import DEFAULTS, Options, check_task_id
 from mesh.services.types import TypeInfo
@@ -250,6 +251,21 @@ class Mesh:
     def capacity(self, *, within_s: int = 300) -> dict[str, Any]:
         """What to add so that what waits has started within that time; see `mesh.services.capacity.advice`."""
         return self._port.capacity(within_s)
+
+    def replayed(
+        self,
+        *,
+        agents: int | None = None,
+        slots: int | None = None,
+        without_region: str | None = None,
+        requires: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """How long the newest tasks would have waited with so many agents or slots of those that offer `requires`, or without a
+        region; see `mesh.services.forecast.forecast`. Raises `Invalid`."""
+        change = Change(
+            agents=agents, slots=slots, without_region=without_region, requires=frozenset(requires)
+        )
+        return self._port.replayed(change)
 
     def capabilities(self) -> list[dict[str, Any]]:
         """What is offered or asked for: {capability, agents, slots, free_slots, backlog, oldest_age_ms, ...}."""

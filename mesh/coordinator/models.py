@@ -532,8 +532,8 @@ class RequirementNeeds(Struct, kw_only=True):
 
 
 class Capacity(Struct, kw_only=True):
-    """What to add so that what waits has started within `within_s` seconds. `size`: by `agents_each`, agents a coordinator;
-    `advice`: about coordinators; `requirements`: at most 200 of `total`, what lacks most first."""
+    """What to add so that what waits has started within `within_s` seconds. `size`: by `agents_each`, agents of one of the
+    mesh's coordinators; `advice`: about coordinators; `requirements`: at most 200 of `total`, what lacks most first."""
 
     namespace: str
     within_s: Count
@@ -546,6 +546,35 @@ class Capacity(Struct, kw_only=True):
     advice: str | None
     total: Count
     requirements: list[RequirementNeeds]
+
+
+class RequirementWaits(Struct, kw_only=True):
+    """How long tasks of a requirement waited, and would have; nobody would take those that are `unserved`."""
+
+    requirement: str
+    tasks: Count
+    unserved: Count
+    was_p50_ms: Count | None
+    was_p95_ms: Count | None
+    was_max_ms: Count | None
+    would_p50_ms: Count | None
+    would_p95_ms: Count | None
+    would_max_ms: Count | None
+
+
+class Replayed(Struct, kw_only=True):
+    """What waits would have been. `left_out`: how many were gone, unfinished, never_started, earlier_attempts, strategies;
+    `leaves_out`: what the replay does not know, as sentences; `requirements`: at most 200 of `total`."""
+
+    namespace: str
+    from_at: Time | None
+    until_at: Time | None
+    slots: Count
+    tasks: Count
+    left_out: dict[str, int]
+    leaves_out: list[str]
+    total: Count
+    requirements: list[RequirementWaits]
 
 
 class QueueView(Struct, kw_only=True):

@@ -16,10 +16,12 @@ from mesh.coordinator.answers import Json
 from mesh.coordinator.requests import FrontOf, decode, posted, read
 from mesh.coordinator.routes_tasks import Cursor, Limit, Since, ms_of
 from mesh.core.agents import AgentInfo, Health
+from mesh.core.names import check_name
+from mesh.core.replay import Change
 from mesh.core.tokens import EVERY
 from mesh.errors import NotFound
 from mesh.services import agents as agent_services
-from mesh.services import audit, capacity, listing, views
+from mesh.services import audit, capacity, forecast, listing, views
 from mesh.services import restore as restores
 from mesh.services import top as top_services
 from mesh.services import types as type_services
@@ -189,6 +191,29 @@ def get_capability(call: ReadsAll, capability: Capability, within_s: Within = ca
 def get_capacity(call: ReadsAll, within_s: Within = capacity.WITHIN_S) -> Response:
     """How many agents and coordinators to add, and why: what `mesh capacity` tells."""
     return Json(capacity.advice(call.store, within_s=within_s))
+
+
+@router.get(
+    "/capacity/replay",
+    tags=["queues"],
+    summary="Replay the history with other agents",
+    responses=openapi.answers(models.Replayed),
+)
+def get_replay(
+    call: ReadsAll,
+    agents: Annotated[
+        int | None, Query(ge=0, le=100_000, description="So many agents, as big as now.")
+    ] = None,
+    slots: Annotated[int | None, Query(ge=0, le=1_000_000, description="So many slots instead.")] = None,
+    without_region: Annotated[str | None, Query(description="No agent of that region.")] = None,
+    requires: Annotated[
+        str, Query(description="Of the agents that offer these: `a,b`. The others stay.")
+    ] = "",
+) -> Response:
+    """How long the newest 10,000 tasks would have waited: arrivals and run times replayed by the rules of who takes what."""
+    offered = frozenset(check_name("capability", part) for part in requires.split(",") if part)
+    change = Change(agents=agents, slots=slots, without_region=without_region, requires=offered)
+    return Json(forecast.forecast(call.store, change))
 
 
 @router.get(

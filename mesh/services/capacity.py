@@ -78,7 +78,7 @@ def advice(store: Store, *, within_s: int = WITHIN_S) -> dict[str, Any]:
     requirements}; of `requirements`, what lacks most first, at most 200 of `total`: {requirement, backlog, oldest_age_ms,
     scheduled, running, mean_run_ms, agents, slots, free_slots, slots_wanted, agents_to_add, advice}. Each is a queue: what needs
     `gpu+ocr` is not served by an agent with each. `agents` take such work now; `mean_run_ms`: of about the last 100 attempts,
-    None if none has ended. Told are those with work, and those that agents serve.
+    None if none has ended; coordinators are those of the whole mesh. Told are those with work, and those that agents serve.
     """
     agents = [agent for agent in discover(store) if agent.status is not Health.OFFLINE]
     kinds: defaultdict[frozenset[str], list[AgentInfo]] = defaultdict(list)

@@ -47,6 +47,7 @@ POST agents/{agent}:drain      worker operator admin                    | operat
 GET  capabilities              worker viewer operator admin             | =
 GET  capabilities/{capability} worker viewer operator admin             | =
 GET  capacity                  worker viewer operator admin             | =
+GET  capacity/replay           worker viewer operator admin             | =
 GET  metrics-targets           worker viewer operator admin             | =
 GET  queues                    worker viewer operator admin             | =
 GET  top                       worker viewer operator admin             | =

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mesh.core.timings import Kind
 from tests.acceptance.conftest import Place, make_place
 from tests.acceptance.test_coordinator import start
 from tests.tokens import bearer
@@ -37,7 +38,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
 def fleet(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, str]]:
     with make_place(redis_url, "capacity", tmp_path_factory.mktemp("capacity")) as place:
         (place.folder / "work.py").write_text(WORK)
-        _, url = start(place, "c1")
+        _, url = start(place, "capacity-1")
         place.agent("w1", "-I", "work", "--pool", "threads", "--concurrency", "2")
         yield place, url
 
@@ -143,3 +144,42 @@ def test_what_to_add(fleet: tuple[Place, str]) -> None:
     gate.open()
     for one in held:
         one.result(timeout_s=30)
+
+
+def test_a_replay_foretells_what_was_measured(redis_url: str, tmp_path: Path) -> None:
+    """120 tasks of 50 to 150 ms come at once to two agents with two slots each: a wait grows to about three seconds."""
+    with make_place(redis_url, "replayed", tmp_path) as place:
+        (place.folder / "work.py").write_text(WORK)
+        for name, region in (("w1", "eu"), ("w2", "us")):
+            place.agent(name, "-I", "work", "--pool", "threads", "--concurrency", "2", "--region", region)
+        _, url = start(place, "replayed-1")
+        tasks = [
+            place.mesh.submit("nap", 0.05 + 0.01 * (number % 11), priority=number % 3)
+            for number in range(120)
+        ]
+        for one in tasks:
+            one.result(timeout_s=60)
+
+        def replayed(*words: str) -> dict[str, Any]:
+            done = place.call("capacity", "--replay", "-o", "json", *words)
+            assert done.returncode == 0, done.stderr
+            told: dict[str, Any] = json.loads(done.stdout)
+            (row,) = told["requirements"]
+            return {**told, **row}
+
+        same = replayed()
+        measured = place.mesh.store.tasks.timings()["nap", Kind.WAIT]
+        assert (same["slots"], same["tasks"], same["unserved"]) == (4, 120, 0)
+        assert same["was_p50_ms"] > 500 and same["was_max_ms"] * 120 >= measured.sum_ms
+        assert same["was_p50_ms"] / 2 <= same["would_p50_ms"] <= same["was_p50_ms"] * 2
+        half, more = replayed("--slots", "2", "--url", url), replayed("--agents", "30")
+        assert half["slots"] == 2 and half["would_p50_ms"] > 1.5 * same["would_p50_ms"]
+        assert more["slots"] == 60 and more["would_p50_ms"] < 0.2 * same["would_p50_ms"]
+        assert replayed("--without-region", "eu")["would_p95_ms"] == half["would_p95_ms"]
+        none = replayed("--slots", "0", "--requires", "nap")
+        assert (none["unserved"], none["would_p50_ms"]) == (120, None)
+        shown = place.call("capacity", "--replay", "--slots", "1").stdout
+        assert "Replayed: 120 tasks of " in shown and "Left out:\n- Tasks that have not ended" in shown
+        wrong = place.call("capacity", "--replay", "--without-region", "asia", "--url", url)
+        assert wrong.returncode == 2 and "No agent of region 'asia'" in wrong.stderr
+        assert place.call("capacity", "--slots", "2").returncode == 2
