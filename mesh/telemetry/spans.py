@@ -85,7 +85,7 @@ class Exporter:
         )
         self._api, self._empty = api, Context()
         self.provider = TracerProvider(resource=resource, id_generator=Ids(), shutdown_on_exit=False)
-        atexit.register(self.provider.shutdown)
+        atexit.register(self.close)
         self.provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self.provider.get_tracer("mesh", importlib.metadata.version("agent-mesh"))
         if isinstance(api.get_tracer_provider(), api.ProxyTracerProvider):
@@ -134,10 +134,14 @@ class Exporter:
 
     def close(self) -> None:
         """Send what is left, unless that takes long: a stop must not wait for a collector that is gone."""
-        atexit.unregister(self.provider.shutdown)
+        atexit.unregister(self.close)
         thread = threading.Thread(target=self.provider.shutdown, daemon=True, name="mesh-spans")
-        thread.start()
-        thread.join(_CLOSE_S)
+        try:
+            thread.start()
+        except RuntimeError:  # newer Pythons start none while they end
+            self.provider.shutdown()
+        else:
+            thread.join(_CLOSE_S)
 
 
 _made: Exporter | None = None
@@ -156,6 +160,8 @@ def exporter() -> Exporter | None:
                 logger.warning(
                     "no spans are sent: %s; pip install 'agent-mesh[otel]' brings what they need", error
                 )
+            except Exception as error:  # what a variable says cannot be: no reason not to work
+                logger.warning("no spans are sent: %s", error)
     return _made
 
 

@@ -1,10 +1,12 @@
 """Trace context: what is taken from headers, what is handed on, and the ids of what nobody named."""
 
 import re
+import sys
 
 import pytest
 
 from mesh.core.tracing import Trace, parse, span_id_of, trace_id_of
+from mesh.telemetry import spans
 
 T, S = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -54,3 +56,24 @@ def test_ids_of_what_nobody_named() -> None:
     assert trace_id_of("task-1") == ids[1]
     assert span_id_of("task-1", "1-ab") != span_id_of("task-1", "2-ab") and len(span_id_of("", "")) == 16
     assert parse(Trace(trace_id_of("\ud800"), span_id_of("\ud800", "")).parent)
+
+
+@pytest.mark.parametrize("wrong", [{"opentelemetry.sdk": None}, {"OTEL_BSP_SCHEDULE_DELAY": "-1"}])
+def test_who_cannot_make_spans_says_so_once_and_works(
+    wrong: dict[str, str | None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(spans, "_decided", False)
+    monkeypatch.setattr(spans, "_made", None)
+    for name, value in wrong.items():
+        if value is None:
+            for loaded in [one for one in sys.modules if one.startswith(name)]:
+                monkeypatch.delitem(sys.modules, loaded)
+            monkeypatch.setitem(sys.modules, name, None)
+        else:
+            monkeypatch.setenv(name, value)
+    for _ in range(2):
+        with spans.Sending() as sending:
+            sending.told("queue", "id", "type")
+        assert sending.trace is None
+    assert [one.getMessage().partition(":")[0] for one in caplog.records] == ["no spans are sent"]
