@@ -27,6 +27,7 @@ from mesh.core.states import CELERY_STATUS, RULES, State
 from mesh.settings import TABLE, Settings
 from mesh.tasks import data_processing, task_execution
 from mesh.telemetry.alerts import ALERTS, RECORDS, rules
+from mesh.telemetry.dashboard import ROWS, dashboard
 from mesh.telemetry.metrics import TABLE as METRICS
 
 DOCS = Path(__file__).resolve().parent
@@ -188,6 +189,19 @@ def alert_rules() -> str:
     return text
 
 
+def grafana_dashboard() -> str:
+    """The dashboard that Grafana imports."""
+    return json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n"
+
+
+def dashboard_rows() -> str:
+    """What each row of the dashboard answers, and by which panels."""
+    rows = [
+        _row((f"**{row.title}**", row.answers, "; ".join(one.title for one in row.panels))) for row in ROWS
+    ]
+    return "\n".join(["| row | answers | panels |", "|---|---|---|", *rows])
+
+
 def runbooks() -> str:
     """A section for each alert."""
     parts = []
@@ -236,6 +250,7 @@ SECTIONS: dict[tuple[str, str], Callable[[], str]] = {
     ("metrics.md", "metrics"): metric_table,
     ("metrics.md", "records"): records,
     ("alerts.md", "runbooks"): runbooks,
+    ("grafana.md", "rows"): dashboard_rows,
     ("task-types.md", "task-execution"): payload_keys(task_execution.PAYLOAD_SCHEMA),
     ("task-types.md", "data-processing"): payload_keys(data_processing.PAYLOAD_SCHEMA),
 }
@@ -257,6 +272,7 @@ def filled(page: str, text: str) -> str:
 FILES: dict[str, Callable[[], str]] = {
     "deploy/redis/users.acl": acl_file,
     "deploy/prometheus/rules.yml": alert_rules,
+    "deploy/grafana/agent-mesh.json": grafana_dashboard,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["AGENTS", "ALERTS", "COORDINATORS", "RECORDS", "Alert", "Record", "rules"]
+__all__ = ["AGENTS", "ALERTS", "COORDINATORS", "RECORDS", "RUNBOOK", "Alert", "Record", "rules"]
 
 COORDINATORS, AGENTS = "agent-mesh-coordinators", "agent-mesh-agents"  # the jobs in prometheus.yml
 RUNBOOK = "docs/alerts.md"
@@ -37,6 +37,11 @@ class Alert:
     says: str
     causes: str
     steps: tuple[str, ...]
+
+    @property
+    def limit(self) -> float:
+        """What its figure is compared with: the last word of `expr`."""
+        return float(self.expr.split()[-1])
 
 
 RECORDS = (

@@ -5,26 +5,19 @@ The rules are the shipped ones with all times divided by 30; Prometheus scrapes 
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from mesh.store.embedded import Server, start_server
-from mesh.telemetry.alerts import AGENTS, COORDINATORS, rules
-from tests.acceptance.conftest import Place, make_place
+from tests.acceptance.conftest import make_place
+from tests.acceptance.prometheus import Prometheus, needs_prometheus
 from tests.acceptance.test_coordinator import leader, start
-from tests.acceptance.test_flower import free_port
-from tests.tokens import token
 from tests.waiting import wait_until
 
 FASTER = 30
@@ -53,49 +46,8 @@ FAST = {
 WITHIN_S = 60
 
 
-class Prometheus:
-    """A real one."""
-
-    def __init__(self, place: Place, coordinators: list[str], folder: Path) -> None:
-        folder.mkdir()
-        (folder / "rules.yml").write_text(yaml.safe_dump(rules(faster=FASTER)))
-        (folder / "token").write_text(token("viewer", "prometheus", [place.namespace]))
-        config = yaml.safe_load((Path(__file__).parents[2] / "deploy/prometheus/prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-        jobs = {one["job_name"]: one for one in config["scrape_configs"]}
-        jobs[COORDINATORS]["static_configs"] = [
-            {"targets": [one.removeprefix("http://") for one in coordinators]}
-        ]
-        found = jobs[AGENTS]["http_sd_configs"][0]
-        found["url"] = found["url"].replace("http://localhost:3000", coordinators[0])
-        found["url"] = found["url"].replace("namespaces/default", f"namespaces/{place.namespace}")
-        found["refresh_interval"] = "1s"
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        self.url = f"http://127.0.0.1:{(port := free_port())}"
-        program = shutil.which("prometheus")
-        assert program is not None
-        self.process = place.start(
-            "--config.file", str(folder / "prometheus.yml"), "--storage.tsdb.path", str(folder / "data"),
-            "--web.listen-address", f"127.0.0.1:{port}", command=[program],
-        )  # fmt: skip
-        place.wait_for(self.process, self.ready, "Prometheus to be ready")
-
-    def ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=2):
-                return True
-        except OSError:
-            return False
-
-    def ask(self, expr: str) -> list[dict[str, Any]]:
-        query = urllib.parse.urlencode({"query": expr})
-        with urllib.request.urlopen(f"{self.url}/api/v1/query?{query}", timeout=10) as answer:
-            rows: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-            return rows
-
-    def value(self, expr: str) -> float | None:
-        rows = self.ask(expr)
-        return float(rows[0]["value"][1]) if rows else None
+class Watcher(Prometheus):
+    """It knows which alerts fire."""
 
     def firing(self) -> set[str]:
         return {row["metric"]["alertname"] for row in self.ask('ALERTS{alertstate="firing"}')}
@@ -127,8 +79,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 @pytest.mark.ci
 @pytest.mark.timeout(400)
 def test_exactly_the_expected_alerts_fire(server: Server, namespace: str, tmp_path: Path) -> None:
-    if shutil.which("prometheus") is None:
-        pytest.skip("prometheus is not installed (Debian's package prometheus)")
+    needs_prometheus()
     with make_place(server.url, namespace, tmp_path) as place:
         (place.folder / "tasks.py").write_text(TASKS)
         _, one = start(place, "c1", **FAST)
@@ -141,7 +92,7 @@ def test_exactly_the_expected_alerts_fire(server: Server, namespace: str, tmp_pa
 
         agent("w1", "fine,flaky")
         gpu = agent("w2", "gpu")
-        prometheus = Prometheus(place, [one, two], tmp_path / "prometheus")
+        prometheus = Watcher(place, [one, two], tmp_path / "prometheus", faster=FASTER)
         mesh = place.mesh
 
         # It sees all there is, and calm is calm.

@@ -157,6 +157,8 @@ def test_the_generated_pages_are_current() -> None:
     for page in {name for name, _ in module.SECTIONS}:
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
         assert module.filled(page, text) == text, page
+    for name, make in module.FILES.items():
+        assert (ROOT / name).read_text(encoding="utf-8") == make(), name
 
 
 def test_links_lead_somewhere() -> None:

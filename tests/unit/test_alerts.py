@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from mesh.telemetry.alerts import AGENTS, ALERTS, COORDINATORS, RECORDS, rules
+from mesh.telemetry.dashboard import ANNOTATED, ROWS, VARIABLES
 from mesh.telemetry.metrics import BY_NAME, PREFIX
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "prometheus"
@@ -158,15 +159,24 @@ def test_the_shipped_files_are_valid(promtool: str, tmp_path: Path) -> None:
     run(promtool, "check", "config", "prometheus.yml", folder=tmp_path)
 
 
-def test_rules_name_only_metrics_and_labels_that_there_are() -> None:
+def test_rules_and_the_dashboard_name_only_metrics_and_labels_that_there_are() -> None:
     suffixes = ("", "_bucket", "_sum", "_count")
-    recorded = {one.name for one in RECORDS}
-    known = {f"{row.full_name}{suffix}": set(row.labels) for row in BY_NAME.values() for suffix in suffixes}
-    for one in (*RECORDS, *ALERTS):
-        for name, matchers in re.findall(r"(agent_mesh[\w:]*)(?:{([^{}]*)})?", one.expr):
-            assert name in known or name in recorded, f"{one.name}: {name}"
+    known = {f"{row.full_name}{suffix}": {*row.labels} for row in BY_NAME.values() for suffix in suffixes}
+    known |= {
+        one.name: set(re.findall(r"\w+", " ".join(re.findall(r"by \((.*?)\)", one.expr)))) for one in RECORDS
+    }
+    exprs = [(one.name, one.expr) for one in (*RECORDS, *ALERTS)]
+    exprs += [(panel.title, expr) for row in ROWS for panel in row.panels for expr, _ in panel.queries]
+    exprs += [*VARIABLES.items(), ("annotation", ANNOTATED)]
+    for where, expr in exprs:
+        found = re.findall(r"(agent_mesh[\w:]*)(?:{([^{}]*)})?", expr)
+        for name, matchers in found:
+            assert name in known, f"{where}: {name}"
             labels = set(re.findall(r"(\w+)(?:=~|!~|!=|=)", matchers))
-            assert labels <= known.get(name, set()) | {"job"}, f"{one.name}: {labels}"
+            assert labels <= known[name] | {"job"}, f"{where}: {labels}"
+        grouped = set(re.findall(r"\w+", " ".join(re.findall(r"by \((.*?)\)", expr))))
+        there = set().union(*(known[name] for name, _ in found))
+        assert grouped <= there | {"le", "job", "instance"}, f"{where}: {grouped}"
 
 
 def test_names_are_as_prometheus_wants_them() -> None:
