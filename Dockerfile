@@ -15,7 +15,7 @@ WORKDIR /source
 # The dependencies change less often than the sources: a layer of their own.
 COPY pyproject.toml requirements.lock ./
 RUN uv venv /opt/mesh \
-    && uv pip install --python /opt/mesh --compile-bytecode --constraints requirements.lock --requirements pyproject.toml
+    && uv pip install --python /opt/mesh --compile-bytecode --constraints requirements.lock --requirements pyproject.toml --extra otel
 COPY mesh/ mesh/
 COPY workers/ workers/
 COPY tasks/ tasks/
