@@ -50,6 +50,7 @@ def command(agents: int, concurrency: int, include: tuple[str, ...], flower: boo
         dashboard = fleet.start_flower() if flower else None
         url = fleet.coordinator_url(coordinator)
         say(f"coordinator  {url}")
+        say(f"status page  {url}/ (with the token that `mesh auth --agent-id me --agent-type viewer` prints)")
         fleet.wait_for_agents(members)
         if names:
             say(f"agents       {', '.join(names)}, {concurrency} slots each")
