@@ -49,8 +49,8 @@ def registrations(namespace: str, agents: Sequence[AgentInfo]) -> str:
         for agent in agents
     )
     return (
-        '<div class="page-section"><section class="workers-table-card" aria-label="Registered agents" id="mesh-agents">'
-        f'<figure class="table-responsive mb-0"><table class="table table-hover align-middle w-100 mb-0 caption-top">'
+        '<div class="page-section pt-0"><section class="broker-table-card" aria-label="Registered agents" id="mesh-agents">'
+        f'<figure class="table-responsive mb-0"><table class="broker-table table table-hover align-middle mb-0 caption-top">'
         f'<caption class="px-3">Agents registered in namespace {escape(namespace)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></figure></section></div>"
     )

@@ -44,6 +44,8 @@ from mesh import install
 
 app = install(Celery("shop"))
 """
+PICTURES = Path(__file__).parents[2] / "docs/images"
+SHOWN = ("workers.png", "broker.png")  # in docs/flower.md
 ENOUGH_S = 20
 ITS_OWN = ("--", "--max-tasks=1000")  # options of Flower
 
@@ -241,6 +243,8 @@ def see(browser: webdriver.Chrome, url: str, where: str, picture: Path, *words: 
 
     wait_until(lambda: all(word in "\n".join(texts()) for word in words), ENOUGH_S, f"{words} on {url}")
     browser.save_screenshot(picture)
+    if "DOCS_PICTURES" in os.environ and picture.name in SHOWN:
+        browser.save_screenshot(PICTURES / f"flower-{picture.name}")
     return texts()
 
 
@@ -248,9 +252,10 @@ def test_what_a_person_sees(day: Fleet, gates: list[Gate], browser: webdriver.Ch
     """Of agents, one of which was killed, of tasks that have ended and of others that wait.
 
     Agents answer each time that Flower asks for events: so the killed one goes offline within seconds, and the other stays.
-    The pictures stay in the test's folder.
+    The pictures stay in the test's folder; those that docs/ has are made anew if DOCS_PICTURES is set.
     """
     folder, url = day.place.folder, day.dashboard.url
+    browser.set_window_size(1440, 1043)  # of which the page has 900
     tasks = see(
         browser, f"{url}/tasks", "#tasks-table tbody tr", folder / "tasks.png", "gate", "flaky", "SUCCESS"
     )

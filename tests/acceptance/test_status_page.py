@@ -281,14 +281,15 @@ def test_pause(site: Site) -> None:
     site.see("#failures tbody", failed.id)
 
 
-@pytest.mark.skipif("STATUS_PAGE_PICTURES" not in os.environ, reason="STATUS_PAGE_PICTURES is not set")
+@pytest.mark.skipif("DOCS_PICTURES" not in os.environ, reason="DOCS_PICTURES is not set")
+@pytest.mark.timeout(300)
 def test_pictures(site: Site) -> None:
     """For docs/, and of other sizes and colours into the folder that the variable names."""
     mesh, window = site.place.mesh, site.window
     mesh.submit_many("nobody", range(7), unsatisfiable="accept")
     flaky = mesh.submit("flaky", str(site.place.folder / "again"))
     failed = site.fail("the invoice has no number")
-    folder = Path(os.environ["STATUS_PAGE_PICTURES"])
+    folder = Path(os.environ["DOCS_PICTURES"])
     for scheme in ("light", "dark"):
         window.execute_cdp_cmd(
             "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
