@@ -91,6 +91,7 @@ def speaks(url: str, version: ssl.TLSVersion, ca: str) -> bool:
     return True
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
 def test_https_from_the_coordinator_to_its_callers(place: Place, tmp_path: Path) -> None:
     authority = Authority(tmp_path)

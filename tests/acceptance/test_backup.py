@@ -39,6 +39,7 @@ def test_a_backup_that_cannot_be_made_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.ci
 def test_a_damaged_backup_is_not_restored(tmp_path: Path, redis_url: str) -> None:
     data = tmp_path / "data"
     data.mkdir()

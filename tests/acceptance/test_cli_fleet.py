@@ -194,6 +194,7 @@ def test_who_could_take_it(fleet: Place) -> None:
     assert [one["queue"] for one in fleet.mesh.queues() if "gpu" in one["queue"]] == []
 
 
+@pytest.mark.ci
 def test_an_agent_is_cordoned_restarted_and_drained(fleet: Place) -> None:
     second = fleet.agent("w2", "-I", "work")
     assert fleet.call("cordon", "w1", "w9").returncode == 3

@@ -59,6 +59,7 @@ def living(pids: list[int]) -> list[int]:
     return [pid for pid in pids if is_alive(pid)]
 
 
+@pytest.mark.ci
 def test_up_serves_other_shells_and_leaves_no_process_when_it_is_killed(place: Place) -> None:
     up = place.start(
         "up", "--agents", "1", "--concurrency", "1", "--no-flower", "-I", "tasks", REDIS_URL=None

@@ -153,6 +153,7 @@ def test_every_row_of_the_table_is_told_with_its_labels_and_nothing_else(working
     assert ("process_resident_memory_bytes", ()) in told
 
 
+@pytest.mark.ci
 def test_answers_are_counted_by_route_and_what_is_refused_before_without(place: Place) -> None:
     _, url = start(place, "c1")
 
@@ -224,6 +225,7 @@ def test_agents_tell_their_own_and_prometheus_finds_them(working: Place) -> None
     assert targets["w1"]["targets"][0].endswith(f":{health_port(place, 'w1')}")
 
 
+@pytest.mark.ci
 def test_without_redis_a_coordinator_says_that_and_nothing_stale(tmp_path: Path, namespace: str) -> None:
     server = start_server(tmp_path / "redis")
     try:

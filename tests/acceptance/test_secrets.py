@@ -115,6 +115,7 @@ def test_the_doctor_shows_the_names_of_the_keys_and_never_the_secret(place: Plac
     assert finding(MESH_JWT_SECRET="x" * 40)["status"] == "fail"
 
 
+@pytest.mark.ci
 def test_up_makes_its_own_and_hands_it_over(place: Place) -> None:
     up = place.start("up", "--agents", "1", "--no-flower", MESH_JWT_SECRET=None)
     place.wait_for(up, lambda: "export REDIS_URL=" in up.output(), "mesh up")

@@ -425,6 +425,7 @@ def test_what_has_run_does_not_run_again(attack: Attack) -> None:
     assert attack.lines() == ["once"]
 
 
+@pytest.mark.ci
 def test_what_a_revoked_agent_has_signed_does_not_run(attack: Attack) -> None:
     subject = f"gone-{new_id()[:8]}"
     make = by_agent(submit=("note",), subject=subject)

@@ -196,6 +196,7 @@ def test_issued_and_revoked_over_http(place: Place) -> None:
             wait_until(lambda url=url: status(url, mine) == 401, 10, "it to hear of it")  # type: ignore[misc]
 
 
+@pytest.mark.ci
 def test_a_token_is_revoked_and_recorded_where_it_counts(place: Place) -> None:
     url = start(place, "one")[1]
     home, other, third = place.namespace, f"{place.namespace}-b", f"{place.namespace}-c"

@@ -69,6 +69,7 @@ def test_a_temporary_directory_goes_with_the_server_and_a_given_one_stays(tmp_pa
         assert connection.get("kept") == "yes"
 
 
+@pytest.mark.ci
 def test_a_frozen_server_can_be_stopped() -> None:
     server = start_server()
     os.kill(server.pid, signal.SIGSTOP)
