@@ -1,4 +1,4 @@
-"""How long what operators look at takes in a large mesh: 1000 registered agents, 100,000 tasks that wait.
+"""How long what operators look at takes in a large mesh: 1000 registered agents, 100,000 tasks that wait, 10,000 that have ended.
 
 ```
 python -m benchmarks.views [--agents 1000] [--tasks 100000] [--rounds 40] [--json FILE]
@@ -24,11 +24,14 @@ from typing import Any
 from benchmarks.http_submit import NAMESPACE, SECRET, coordinator
 from mesh.client import Mesh
 from mesh.core import tokens
+from mesh.core.states import State
 from mesh.settings import Settings
 from mesh.store.store import Store
+from mesh.store.tasks import Settlement
 
 _CAPABILITIES = 40
 _BEAT_S = 3.0
+_HISTORY = 10_000
 _LIMIT_MS = 300.0
 
 
@@ -37,7 +40,9 @@ def _paths(namespace: str, task_id: str) -> list[str]:
     return [
         "/metrics", "/health", "/v1/cluster", f"{own}/agents", f"{own}/capabilities", f"{own}/queues", f"{own}/top",
         f"{own}/types", f"{own}/tasks?limit=100", f"{own}/tasks?state=failed&limit=100", f"{own}/dead-letters",
-        f"{own}/metrics-targets", f"{own}/tasks/{task_id}", f"{own}/tasks/{task_id}/why", f"{own}/tasks/{task_id}/attempts",
+        f"{own}/capabilities/c1", f"{own}/capacity", f"{own}/capacity/replay", f"{own}/capacity/replay?slots=1000",
+        "/page/draw.js", f"{own}/metrics-targets", f"{own}/tasks/{task_id}", f"{own}/tasks/{task_id}/why",
+        f"{own}/tasks/{task_id}/attempts",
     ]  # fmt: skip
 
 
@@ -48,7 +53,7 @@ class Fleet:
         self.store = Store(settings)
         self.lives = {}
         for index in range(number):
-            offered = ",".join(f"c{(index + step) % _CAPABILITIES}" for step in range(3))
+            offered = ",".join([*(f"c{(index + step) % _CAPABILITIES}" for step in range(3)), "ended"])
             fields = {
                 "name": f"w{index}", "type": "worker", "namespace": settings.namespace, "capabilities": offered,
                 "slots": 8, "running": index % 9, "state": "ready", "address": "10.0.0.7", "port": 3001, "pid": index + 1,
@@ -73,6 +78,23 @@ class Fleet:
         """No beat more."""
         self._stop.set()
         self._thread.join()
+
+
+def _history(mesh: Mesh, store: Store, holder: str) -> None:
+    """The newest tasks have ended."""
+    left = len(mesh.submit_many("ended", [None] * _HISTORY, unsatisfiable="accept"))
+    while left > 0:
+        taken = store.tasks.fetch(
+            holder=holder,
+            isolated=False,
+            nonce=os.urandom(4).hex(),
+            limit=min(left, 250),
+            held=0,
+            queues=["ended"],
+        )
+        store.tasks.start([(one.id, one.fence, 0) for one in taken])
+        store.tasks.settle([Settlement(one.id, one.fence, State.SUCCEEDED, ran_ms=100) for one in taken])
+        left -= len(taken)
 
 
 def _memory_mb(pid: int) -> float:
@@ -107,6 +129,7 @@ def _measure(settings: Settings, url: str, pid: int, agents: int, number: int, r
     for index in range(_CAPABILITIES):
         handles = mesh.submit_many(f"c{index}", [None] * (number // _CAPABILITIES), unsatisfiable="accept")
         ids += [handle.id for handle in handles][:1]
+    _history(mesh, fleet.store, f"w0#{fleet.lives['w0']}")
     ring, now_s = settings.keyring, time.time()
     token = tokens.issue(
         "api",

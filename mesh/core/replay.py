@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from mesh.core.places import regional
 from mesh.core.requirements import satisfies
@@ -28,8 +29,7 @@ LEAVES_OUT = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(NamedTuple):
     """A task as it was recorded. `arrived_ms`: when it could be taken; `score`: its order in a queue, the lowest first."""
 
     requirement: str
@@ -60,8 +60,7 @@ class Change:
     requires: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Start:
+class Start(NamedTuple):
     """Where and when a task has started: `pool` is an index."""
 
     at_ms: int

@@ -16,12 +16,13 @@ from mesh.store.store import Store
 __all__ = ["forecast"]
 
 _PAGE = 500
+_TASKS = 5_000  # half the index: a coordinator answers others meanwhile
 _MOST = 200  # rows
 _FIELDS = ("state", "queue", "placing", "score", "created", "queued", "started", "ended", "past")
 
 
 def forecast(store: Store, change: Change) -> dict[str, Any]:
-    """How long the newest tasks (of 10,000 that have been submitted) would have waited with agents that are changed.
+    """How long the newest tasks (of 5,000 that have been submitted) would have waited with agents that are changed.
 
     {namespace, from_at, until_at, slots (with the change), tasks, left_out: {gone, unfinished, never_started,
     earlier_attempts, strategies}, leaves_out: sentences, total, requirements}; of `requirements`, what would wait longest first,
@@ -88,7 +89,7 @@ def _pools(store: Store) -> list[Pool]:
 
 def _runs(store: Store, left_out: Counter[str]) -> Iterator[tuple[Run, int]]:
     """(what was recorded of the last attempt, ms that it waited) of the newest tasks that have ended."""
-    newest = store.client.execute("ZRANGE", store.keys["recent"], 0, -1, "REV")
+    newest = store.client.execute("ZRANGE", store.keys["recent"], 0, _TASKS - 1, "REV")
     for first in range(0, len(newest), _PAGE):
         ids = [one.decode() for one in newest[first : first + _PAGE]]
         for stored in store.tasks.fields(ids, _FIELDS):
