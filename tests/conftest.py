@@ -3,6 +3,7 @@
 import itertools
 import os
 import secrets
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -17,6 +18,9 @@ hypothesis.settings.load_profile("mesh")
 _numbers = itertools.count(1)
 SECRET = secrets.token_hex(32)
 """Of every mesh that a test of this process starts."""
+# A shell starts what runs in the background with Ctrl-C ignored, and so would everything be that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 leaks.know(SECRET)
 __all__ = ["_nothing_leaks"]
 
