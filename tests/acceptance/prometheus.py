@@ -14,7 +14,7 @@ import yaml
 
 from mesh.telemetry.alerts import AGENTS, COORDINATORS, rules
 from tests.acceptance.conftest import Place
-from tests.acceptance.test_flower import free_port
+from tests.programs import free_port
 from tests.tokens import token
 
 

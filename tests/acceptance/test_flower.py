@@ -25,6 +25,7 @@ from selenium.webdriver.common.by import By
 from mesh.bus.flower import safe_address
 from mesh.errors import Invalid
 from tests.acceptance.conftest import CELERY, START_S, USER_TASKS, Gate, Place, Running, make_place
+from tests.programs import free_port
 from tests.waiting import wait_until
 
 TASKS = f"""{USER_TASKS}
@@ -48,12 +49,6 @@ PICTURES = Path(__file__).parents[2] / "docs/images"
 SHOWN = ("workers.png", "broker.png")  # in docs/flower.md
 ENOUGH_S = 20
 ITS_OWN = ("--", "--max-tasks=1000")  # options of Flower
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(kw_only=True)

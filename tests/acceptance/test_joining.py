@@ -25,8 +25,8 @@ from mesh.store.redis_users import hashed
 from tests.acceptance.conftest import CELERY, Place, make_place
 from tests.acceptance.joined import Mesh, join_token, start
 from tests.acceptance.test_flower import Dashboard
-from tests.chaos.fleet import free_port
 from tests.chaos.sentinel import Failover
+from tests.programs import free_port
 from tests.waiting import wait_until
 
 TASKS = """

@@ -9,8 +9,9 @@ from pathlib import Path
 from mesh.errors import StoreUnavailable
 from tests.acceptance.conftest import Place, make_place
 from tests.acceptance.redis_users import Guarded
-from tests.acceptance.test_flower import Dashboard, free_port
+from tests.acceptance.test_flower import Dashboard
 from tests.conftest import SECRET
+from tests.programs import free_port
 from tests.waiting import wait_until
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJlLW9mLWl0"

@@ -21,6 +21,7 @@ from mesh.client import Handle
 from mesh.core.states import TERMINAL
 from tests.acceptance.conftest import Place, Running, make_place
 from tests.acceptance.test_coordinator import start
+from tests.programs import free_port
 from tests.tokens import token
 from tests.waiting import wait_until
 
@@ -106,7 +107,7 @@ def site(
     folder = tmp_path_factory.mktemp("page")
     with make_place(redis_url, f"page-{uuid.uuid4().hex[:8]}", folder) as place:
         (folder / "tasks.py").write_text(TASKS)
-        coordinator, url = start(place, "c1")
+        coordinator, url = start(place, "c1", "--port", str(free_port()))
         words = ("-I", "tasks", "--capabilities", "fine,broken,flaky", "--pool", "solo", "--region", "eu")
         agents = [
             place.start("deploy", "--agent-id", name, "--agent-name", MARKUP, *words) for name in ("w1", "w2")

@@ -22,11 +22,11 @@ from mesh.errors import CoordinatorUnavailable
 from mesh.verify.proxy import Proxy
 from mesh.verify.witness import Submission
 from tests.chaos.conftest import Recovery
-from tests.chaos.fleet import ROOT, free_port
+from tests.chaos.fleet import ROOT
 from tests.chaos.matrix import fault
 from tests.chaos.stage import Stage
 from tests.chaos.test_coordinators import over_http, start
-from tests.programs import HAPROXY, needs_haproxy
+from tests.programs import HAPROXY, free_port, needs_haproxy
 from tests.tokens import bearer
 
 NAMES = ("c1", "c2", "c3")
