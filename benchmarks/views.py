@@ -5,14 +5,17 @@ python -m benchmarks.views [--agents 1000] [--tasks 100000] [--rounds 40] [--jso
 ```
 
 One coordinator process, asked for one thing at a time over one connection, in turn; the agents' registrations beat every 3 s
-from this process, as theirs would. Prints p50, p95 and the bytes of each answer, and how much memory the coordinator came to use.
+from this process, as theirs would. Commands ask Redis, and run in this process: without their start-up. Prints p50, p95 and the
+bytes of each answer, and how much memory the coordinator came to use.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import http.client
+import io
 import json
 import os
 import statistics
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.http_submit import NAMESPACE, SECRET, coordinator
+from mesh.cli.run import run
 from mesh.client import Mesh
 from mesh.core import tokens
 from mesh.core.states import State
@@ -44,6 +48,24 @@ def _paths(namespace: str, task_id: str) -> list[str]:
         "/page/draw.js", f"{own}/metrics-targets", f"{own}/tasks/{task_id}", f"{own}/tasks/{task_id}/why",
         f"{own}/tasks/{task_id}/attempts",
     ]  # fmt: skip
+
+
+_COMMANDS = (
+    "status", "top --once --interval 0.1", "discover", "queue list", "task list", "task why ID", "capacity",
+    "capacity --replay",
+)  # fmt: skip
+
+
+def _command_ms(words: list[str]) -> tuple[float, int]:
+    """(how long it took, bytes of what it printed)."""
+    printed = io.StringIO()
+    begun = time.perf_counter()
+    with contextlib.redirect_stdout(printed):
+        code = run(words)
+    took = (time.perf_counter() - begun) * 1000
+    if code:
+        raise SystemExit(f"mesh {' '.join(words)}: exit code {code}")
+    return took - (100 if "--interval" in words else 0), len(printed.getvalue())
 
 
 class Fleet:
@@ -160,6 +182,13 @@ def _measure(settings: Settings, url: str, pid: int, agents: int, number: int, r
                 took.setdefault(shown, []).append((time.perf_counter() - begun) * 1000)
                 size[shown] = len(body)
     link.close()
+    os.environ.update(REDIS_URL=settings.redis_url, MESH_NAMESPACE=settings.namespace, COLUMNS="200")
+    for turn in range(rounds // 2 + 1):
+        for command in _COMMANDS:
+            spent, printed = _command_ms(command.replace("ID", ids[-1]).split())
+            if turn:
+                took.setdefault(f"mesh {command}", []).append(spent)
+                size[f"mesh {command}"] = printed
     fleet.stop()
     report = {
         path: {
