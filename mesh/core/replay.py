@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mesh.core.places import regional
-from mesh.core.requirements import satisfies
+from mesh.core.requirements import capabilities_of, satisfies
 from mesh.errors import Invalid
 
-__all__ = ["LEAVES_OUT", "Change", "Pool", "Run", "Start", "changed", "quantile", "replay"]
+__all__ = ["LEAVES_OUT", "Change", "Pool", "Run", "Start", "alike", "changed", "quantile", "replay"]
 
 LEAVES_OUT = (
     "Tasks that have not ended or whose records are gone, and earlier attempts of those that were tried again.",
@@ -97,6 +97,20 @@ def changed(pools: Sequence[Pool], change: Change) -> list[Pool]:
     for at in rests[: wanted - sum(given)]:
         given[at] += 1
     return others + [replace(pool, slots=slots) for pool, slots in zip(chosen, given, strict=True)]
+
+
+def alike(pools: Sequence[Pool], runs: Sequence[Run]) -> list[Pool]:
+    """The pools with those together that differ in nothing that one of these tasks needs."""
+    needed = frozenset().union(*(capabilities_of(name) for name in {run.requirement for run in runs}))
+    found: dict[tuple[frozenset[str], str | None], Pool] = {}
+    for pool in pools:
+        kind = pool.capabilities & needed, pool.region
+        before = found.get(kind)
+        agents, slots = (before.agents, before.slots) if before else (0, 0)
+        found[kind] = replace(
+            pool, capabilities=kind[0], agents=agents + pool.agents, slots=slots + pool.slots
+        )
+    return list(found.values())
 
 
 class _Mesh:

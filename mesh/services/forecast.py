@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mesh.core.places import Strategy, parse_placing
-from mesh.core.replay import LEAVES_OUT, Change, Pool, Run, changed, quantile, replay
+from mesh.core.replay import LEAVES_OUT, Change, Pool, Run, alike, changed, quantile, replay
 from mesh.core.states import TERMINAL
 from mesh.services import views
 from mesh.services.agents import discover
@@ -34,7 +34,7 @@ def forecast(store: Store, change: Change) -> dict[str, Any]:
     left_out: Counter[str] = Counter(gone=0, unfinished=0, never_started=0, earlier_attempts=0, strategies=0)
     found = list(_runs(store, left_out))
     runs = [run for run, _ in found]
-    starts = replay(runs, pools, spill_ms=store.settings.region_spill_ms)
+    starts = replay(runs, alike(pools, runs), spill_ms=store.settings.region_spill_ms)
     was: defaultdict[str, list[int]] = defaultdict(list)
     would: defaultdict[str, list[int]] = defaultdict(list)
     for (run, waited_ms), start in zip(found, starts, strict=True):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.core.replay import Change, Pool, Run, Start, changed, quantile, replay
+from mesh.core.replay import Change, Pool, Run, Start, alike, changed, quantile, replay
+from mesh.core.requirements import satisfies
 from mesh.errors import Invalid
 
 SPILL_MS = 1000
@@ -80,6 +82,22 @@ def test_each_task_runs_once_where_it_may_and_no_slot_runs_two(runs: list[Run], 
         for _, by in sorted(steps):
             busy += by
             assert 0 <= busy <= two.slots
+
+
+@given(RUNS, POOLS)
+def test_pools_that_are_put_together_serve_each_task_with_as_many_slots(
+    runs: list[Run], pools: list[Pool]
+) -> None:
+    together = alike(pools, runs)
+
+    def served(by: list[Pool], requirement: str) -> Counter[str | None]:
+        able = [one for one in by if satisfies(one.capabilities, requirement)]
+        return Counter(
+            {one.region: sum(each.slots for each in able if each.region == one.region) for one in able}
+        )
+
+    assert all(served(pools, one.requirement) == served(together, one.requirement) for one in runs)
+    assert sum(one.slots for one in together) == sum(one.slots for one in pools)
 
 
 @given(RUNS)
