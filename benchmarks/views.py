@@ -5,8 +5,8 @@ python -m benchmarks.views [--agents 1000] [--tasks 100000] [--rounds 40] [--jso
 ```
 
 One coordinator process, asked for one thing at a time over one connection, in turn; the agents' registrations beat every 3 s
-from this process, as theirs would. Commands ask Redis, and run in this process: without their start-up. Prints p50, p95 and the
-bytes of each answer, and how much memory the coordinator came to use.
+from another process, as theirs would. Commands ask Redis, and run in this process: without their start-up, and `mesh top --once`
+without the interval that it watches. Prints p50, p95 and the bytes of each answer, and how much memory the coordinator came to use.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import dataclasses
 import http.client
 import io
 import json
+import multiprocessing
 import os
 import statistics
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,9 @@ class Fleet:
             joined = self.store.agents.join(f"w{index}", fields)
             self.store.agents.offer(f"w{index}", joined.incarnation, offered.split(","))
             self.lives[f"w{index}"] = joined.incarnation
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-        self._thread.start()
+        self._stop = multiprocessing.Event()
+        self._process = multiprocessing.Process(target=self._beat, daemon=True)
+        self._process.start()
 
     def _beat(self) -> None:
         pause = _BEAT_S / max(1, len(self.lives))
@@ -99,7 +99,7 @@ class Fleet:
     def stop(self) -> None:
         """No beat more."""
         self._stop.set()
-        self._thread.join()
+        self._process.join()
 
 
 def _history(mesh: Mesh, store: Store, holder: str) -> None:

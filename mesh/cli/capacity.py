@@ -96,7 +96,7 @@ def command(
     A row is a requirement: what needs gpu+ocr is not served by one agent with gpu and another with ocr. Slots wanted: backlog x
     mean run / time, of about the last 100 runs. JSON: what GET .../capacity answers.
 
-    --replay simulates the recorded arrivals and run times of the newest 5,000 tasks, by the mesh's rules of who takes what.
+    --replay simulates the recorded arrivals and run times of the newest 3,000 tasks, by the mesh's rules of who takes what.
     JSON: what GET .../capacity/replay answers.
     """
     change: dict[str, Any] = {

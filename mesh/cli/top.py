@@ -45,7 +45,7 @@ def command(interval: float, once: bool, output: str) -> None:
     together), queues, capabilities, agents, failures.
     """
     with open_mesh() as mesh:
-        before: Mapping[str, Any] | None = None
+        before: Mapping[str, Any] | None = mesh.top() if once else None
 
         def view() -> str:
             nonlocal before
@@ -54,7 +54,6 @@ def command(interval: float, once: bool, output: str) -> None:
             return _text(frame, output)
 
         if once:
-            view()
             time.sleep(interval)
             click.echo(view())
             return

@@ -210,7 +210,7 @@ def get_replay(
         str, Query(description="Of the agents that offer these: `a,b`. The others stay.")
     ] = "",
 ) -> Response:
-    """How long the newest 5,000 tasks would have waited: arrivals and run times replayed by the rules of who takes what."""
+    """How long the newest 3,000 tasks would have waited: arrivals and run times replayed by the rules of who takes what."""
     offered = frozenset(check_name("capability", part) for part in requires.split(",") if part)
     change = Change(agents=agents, slots=slots, without_region=without_region, requires=offered)
     return Json(forecast.forecast(call.store, change))
