@@ -6,7 +6,7 @@ python -m benchmarks.views [--agents 1000] [--tasks 100000] [--rounds 40] [--jso
 
 One coordinator process, asked for one thing at a time over one connection, in turn; the agents' registrations beat every 3 s
 from another process, as theirs would. Commands ask Redis, and run in this process: without their start-up, and `mesh top --once`
-without the interval that it watches. Prints p50, p95 and the bytes of each answer, and how much memory the coordinator came to use.
+without the interval that it watches. Prints p50, p95 and the bytes of each answer, and how much memory the coordinator used.
 """
 
 from __future__ import annotations
