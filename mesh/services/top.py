@@ -43,14 +43,14 @@ def counted(store: Store) -> dict[str, Any]:
     capabilities = listing.capability_rows(agents, rows, timings)
     there = [agent for agent in agents if agent.status is not Health.OFFLINE]
     working = [agent for agent in there if agent.takes_work]
-    lists = {
+    lists: dict[str, list[Any]] = {
         "queues": sorted(
             queues, key=lambda row: (-row["depth"], -row["running"], -row["ended"], row["queue"])
         ),
         "capabilities": sorted(
             capabilities, key=lambda row: (-row["backlog"], row["free_slots"], row["capability"])
         ),
-        "agents": [_agent(agent) for agent in sorted(there, key=_first_the_unwell)],
+        "agents": sorted(there, key=_first_the_unwell),
     }
     return {
         "namespace": store.settings.namespace,
@@ -62,6 +62,7 @@ def counted(store: Store) -> dict[str, Any]:
         "totals": {name: len(found) for name, found in lists.items()},
         "all": _together(queues, timings.items()),
         **{name: found[:_MOST] for name, found in lists.items()},
+        "agents": [_agent(agent) for agent in lists["agents"][:_MOST]],
         "failures": _failures(store),
     }
 
