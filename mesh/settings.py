@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -252,24 +252,29 @@ class Settings:
         """Settings from `environ` (None: this process's, with what `withhold` took out of it) and the JSON file (`file`,
         else ``MESH_CONFIG``, else `DEFAULT_FILE` if there).
 
-        Raises `Invalid` for a file that cannot be read, an unknown key of it, or a bad value.
+        Raises `Invalid` for a file that cannot be read, unknown keys of it, and bad values: a line for each.
         """
         told = _told if environ is None else {}
         if environ is None:
             environ = {**_withheld, **os.environ}
         values: dict[str, Any] = {}
         sources: dict[str, str] = {}
-        in_file, label = _read_file(environ, file)
+        in_file, label, wrong = _read_file(environ, file)
         for row in TABLE:
-            found = _from_environment(row, environ)
-            if found is None and row.path in in_file:
-                found = (
-                    f"{label}: {row.path}",
-                    _substitute(in_file[row.path], environ, f"{label}: {row.path}"),
-                )
-            if found is not None:
-                sources[row.attribute], raw = found
-                values[row.attribute] = parse(row, raw, sources[row.attribute])
+            try:
+                found = _from_environment(row, environ)
+                if found is None and row.path in in_file:
+                    found = (
+                        f"{label}: {row.path}",
+                        _substitute(in_file[row.path], environ, f"{label}: {row.path}"),
+                    )
+                if found is not None:
+                    sources[row.attribute], raw = found
+                    values[row.attribute] = parse(row, raw, sources[row.attribute])
+            except Invalid as error:
+                wrong.append(error.message)
+        if wrong:
+            raise Invalid("\n".join(wrong))
         values |= told
         sources |= dict.fromkeys(told, "the coordinator")
         return cls(
@@ -410,12 +415,12 @@ def _variable(name: str, environ: Mapping[str, str], *, or_file: bool) -> str | 
         ) from error
 
 
-def _read_file(environ: Mapping[str, str], file: Path | str | None) -> tuple[dict[str, Any], str]:
-    """Leaves of the JSON file by dotted path, and what to call the file in messages."""
+def _read_file(environ: Mapping[str, str], file: Path | str | None) -> tuple[dict[str, Any], str, list[str]]:
+    """Leaves of the JSON file by dotted path, what to call the file in messages, and what is wrong with its keys."""
     asked = file if file is not None else environ.get("MESH_CONFIG") or None
     path = Path(asked) if asked is not None else DEFAULT_FILE
     if asked is None and not path.exists():
-        return {}, ""
+        return {}, "", []
     import json  # costs 5 ms that a process without a file saves
 
     try:
@@ -426,21 +431,23 @@ def _read_file(environ: Mapping[str, str], file: Path | str | None) -> tuple[dic
         )
         raise Invalid(f"Cannot read the configuration file {path}: {_reason(error)}; {hint}.") from error
     leaves: dict[str, Any] = {}
-    _collect(tree, "", {row.path for row in TABLE}, leaves, str(path))
-    return leaves, str(path)
+    wrong = list(_collect(tree, "", {row.path for row in TABLE}, leaves, str(path)))
+    return leaves, str(path), wrong
 
 
-def _collect(node: Any, prefix: str, known: set[str], leaves: dict[str, Any], label: str) -> None:
+def _collect(node: Any, prefix: str, known: set[str], leaves: dict[str, Any], label: str) -> Iterator[str]:
+    """Fill `leaves`; a sentence for each that is wrong."""
     if not isinstance(node, dict):
-        raise Invalid(f"{label}: {prefix or 'the file'} must be a JSON object with settings inside.")
+        yield f"{label}: {prefix or 'the file'} must be a JSON object with settings inside."
+        return
     for key, value in node.items():
         path = f"{prefix}.{key}" if prefix else key
         if path in known:
             leaves[path] = value
         elif any(other.startswith(f"{path}.") for other in known):
-            _collect(value, path, known, leaves, label)
+            yield from _collect(value, path, known, leaves, label)
         else:
-            raise Invalid(f"{label}: unknown key {path}; {_suggest(path, known)}.")
+            yield f"{label}: unknown key {path}; {_suggest(path, known)}."
 
 
 def _suggest(wrong: str, known: set[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -14,12 +15,15 @@ from kombu.connection import resolve_aliases
 
 from mesh.bus import runtime
 from mesh.bus.tracing import of_attempt
+from mesh.errors import Invalid
 from mesh.settings import Settings
 from mesh.store.client import safe_url
 from mesh.store.connections import HEALTH_CHECK_S, stand_in
 from mesh.telemetry.tracing import tell_attempt
 
 TRANSPORT = "mesh.bus.transport:Transport"
+#: `python -m celery`, and an agent that `mesh deploy` becomes.
+_PROGRAMS = {("celery", "__main__.py"), ("-m", "mesh.workers")}
 _STEPS = {
     "worker": ("mesh.workers.steps:AgentStep",),
     "consumer": ("mesh.workers.steps:MembershipStep",),
@@ -59,7 +63,7 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
 
     Settings come from the environment and the configuration file unless given. Raises `Invalid` for bad ones.
     """
-    settings = _with_broker_of(app, settings or Settings.load())
+    settings = _with_broker_of(app, settings or _settings())
     runtime.configure(settings)
     tell_attempt(of_attempt)
     resolve_aliases[TRANSPORT] = "redis"  # how URLs are shown
@@ -77,6 +81,18 @@ def install(app: Celery, settings: Settings | None = None) -> Celery:
 
         extend()
     return app
+
+
+def _settings() -> Settings:
+    """Those of this process. Celery's own command, which would show a traceback, ends with what is wrong with them."""
+    try:
+        return Settings.load()
+    except Invalid as error:
+        program = Path(sys.argv[0])
+        if program.name == "celery" or program.parts[-2:] in _PROGRAMS or tuple(sys.argv[:2]) in _PROGRAMS:
+            print("\n".join(f"Error: {line}" for line in error.message.splitlines()), file=sys.stderr)
+            sys.exit(error.exit_code)
+        raise
 
 
 def use_broker(app: Celery, settings: Settings) -> None:

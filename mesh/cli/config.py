@@ -56,7 +56,7 @@ def show_command(set_only: bool, output: str) -> None:
 def check_command(file: Path | None) -> None:
     """Check FILE as MESH_CONFIG, together with the environment and the policies; without it, what is in force here.
 
-    Exit code 0, or 2 with what is wrong: where, what, and what to do.
+    Exit code 0, or 2 with what is wrong, a line for each: where, what, and what to do.
     """
     from mesh.settings import DEFAULT_FILE
 

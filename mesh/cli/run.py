@@ -15,7 +15,7 @@ from mesh import __version__
 from mesh.cli import options
 from mesh.cli.commands import Lazy
 from mesh.cli.show import say
-from mesh.errors import MeshError, NotFound, ResultTimeout, StoreUnavailable
+from mesh.errors import Invalid, MeshError, NotFound, ResultTimeout, StoreUnavailable
 
 __all__ = ["COMMANDS", "COMPLETING", "EXIT_CODES", "SECTIONS", "group", "run"]
 
@@ -97,8 +97,10 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         _silence()
         return _BROKEN_PIPE
+    except Invalid as error:
+        return _failed(*(error.message.splitlines() or [""]), code=error.exit_code)
     except MeshError as error:
-        return _failed(f"{error}{_next_step(error, arguments)}", error.exit_code)
+        return _failed(f"{error}{_next_step(error, arguments)}", code=error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         say(error.format_message())
         return error.exit_code
@@ -106,15 +108,15 @@ def run(arguments: Sequence[str]) -> int:
         where = f" See `{error.ctx.command_path} --help`." if error.ctx else ""
         sentence = error.format_message()
         stop = "" if sentence.endswith((".", "?")) else "."
-        return _failed(f"{sentence}{stop}{where}", error.exit_code)
+        return _failed(f"{sentence}{stop}{where}", code=error.exit_code)
     except click.ClickException as error:
-        return _failed(error.format_message(), error.exit_code)
+        return _failed(error.format_message(), code=error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return 130
     except Exception as error:
         if type(error).__module__.startswith("redis."):
-            return _failed(f"Redis refuses: {error}", 5)
-        return _failed(f"Unexpected {type(error).__name__}: {error} (-v shows where).", DEFECT)
+            return _failed(f"Redis refuses: {error}", code=5)
+        return _failed(f"Unexpected {type(error).__name__}: {error} (-v shows where).", code=DEFECT)
     return code if isinstance(code, int) else 0
 
 
@@ -147,12 +149,13 @@ def _silence() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _failed(sentence: str, code: int) -> int:
+def _failed(*sentences: str, code: int) -> int:
     if options.verbose():
         import traceback  # costs 6 ms that no other run pays
 
         sys.stderr.write(_without_secrets(traceback.format_exc()))
-    say(f"Error: {_without_secrets(' '.join(sentence.split()))}")
+    for sentence in sentences:
+        say(f"Error: {_without_secrets(' '.join(sentence.split()))}")
     return code
 
 

@@ -70,6 +70,30 @@ def test_nothing_starts_without_a_secret(place: Place, words: list[str]) -> None
     assert "Traceback" not in done.stderr and place.keys() == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["celery", "-A", "mesh", *WORKER],
+        ["celery", "-A", "shop", *WORKER],
+        [sys.executable, "-m", "celery", "-A", "mesh", *WORKER],
+        [sys.executable, "-m", "mesh.workers", "--pool", "solo"],
+        ["mesh", "config", "check"],
+    ],
+    ids=["celery", "install(app)", "python -m celery", "mesh.workers", "mesh"],
+)
+def test_bad_settings_stop_each_with_a_line_for_each(place: Place, words: list[str]) -> None:
+    (place.folder / "shop.py").write_text(SHOP)
+    place.environ["PATH"] = f"{Path(sys.executable).parent}:{place.environ['PATH']}"
+    done = place.run(*words, command=[], MAX_TASK_RETRIES="many", MESH_LEASE_MS="soon")
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["Error:", "MAX_TASK_RETRIES"],
+        ["Error:", "MESH_LEASE_MS"],
+    ]
+    assert place.keys() == []
+
+
 @pytest.mark.parametrize("role", ["coordinator", "deploy", "up", "demo", "verify"])
 def test_nothing_starts_with_one_that_can_be_guessed(place: Place, role: str) -> None:
     done = place.call(role, MESH_JWT_SECRET="your-256-bit-secret-change-me-please")

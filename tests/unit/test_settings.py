@@ -292,3 +292,15 @@ def test_what_a_coordinator_told_is_in_all_that_is_loaded(monkeypatch: pytest.Mo
     assert after.was_set("redis_url") and not after.joins
     assert Settings.load().redis_url == "redis://told:1/0"
     assert Settings.load({}).redis_url == "redis://localhost:6379"
+
+
+def test_everything_that_is_wrong_is_told_at_once_a_line_for_each(tmp_path: Path) -> None:
+    tree = {"mesh": {"agent": {"slotz": 1}}, "server": {}}
+    with pytest.raises(Invalid) as raised:
+        Settings.load(
+            {"MAX_TASK_RETRIES": "many", "MESH_LEASE_MS": "soon"}, written(tmp_path / "c.json", tree)
+        )
+    told = raised.value.message.splitlines()
+    assert len(told) == 4
+    for word in ("slotz", "server", "MAX_TASK_RETRIES", "MESH_LEASE_MS"):
+        assert sum(word in line for line in told) == 1
