@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -42,6 +43,8 @@ from mesh.telemetry.spans import Sending
 _BATCH = 500  # tasks published by one script: some milliseconds of Redis's time
 _BATCH_BYTES = 4_000_000
 _HARD_AFTER_S = 10.0
+_SHAPES = 4096
+_SHAPED_S = 0.5  # how long a shape is kept for tasks submitted one at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ _to_json = msgspec.json.Encoder(enc_hook=_plain).encode
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What the tasks of one submission have in common."""
+    """What the tasks of one submission, or those without options submitted one after the other, have in common."""
 
     task_type: str
     info: TypeInfo | None  # None: nobody has said anything of this type
@@ -112,6 +115,21 @@ class _Shape:
 def _shape(
     store: Store, task_type: str, options: Options, by: str | None = None, trace: Trace | None = None
 ) -> _Shape:
+    if options is not DEFAULTS or trace is not None:
+        return _new_shape(store, task_type, options, by, trace)
+    kept, now = store.tasks.cache, time.monotonic()
+    known = kept.get((task_type, by))
+    if known is not None and known[0] > now:
+        shape: _Shape = known[1]
+        return shape
+    shape = _new_shape(store, task_type, options, by, None)
+    if len(kept) >= _SHAPES:
+        kept.clear()
+    kept[task_type, by] = (now + _SHAPED_S, shape)
+    return shape
+
+
+def _new_shape(store: Store, task_type: str, options: Options, by: str | None, trace: Trace | None) -> _Shape:
     settings = store.settings
     strategy, region = settings.load_balancing_strategy, settings.agent_region
     info = types.find(store, task_type)

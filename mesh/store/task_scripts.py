@@ -29,6 +29,21 @@ def submit(
 
 
 @script
+def submit_one(
+    ready: Key,
+    counters: Key,
+    recent: Key,
+    sequence: Key,
+    prefix: Prefix,
+    queue: Arg[str],
+    task_type: Arg[str],
+    id: Arg[str],
+    message: Arg[bytes],
+    token: Arg[str],
+) -> None: ...
+
+
+@script
 def retry(
     ready: Key,
     scheduled: Key,
@@ -229,6 +244,7 @@ def reseal(prefix: Prefix, entries: Args[Any]) -> None: ...
 
 ALL = (
     submit,
+    submit_one,
     retry,
     replay,
     fetch,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from mesh.core.requirements import is_compound
 from mesh.core.states import LIVE, TERMINAL, State
 from mesh.core.timings import BOUNDS_MS, Kind, Timing
 from mesh.errors import StaleFence
@@ -25,6 +26,7 @@ _pack = msgspec.msgpack.Encoder().encode
 
 
 _COMMON, _OWN = 9, 4  # arguments of a template and of a task, see submit.lua
+_ALONE = 5  # of both in submit_one.lua
 
 
 class Template:
@@ -33,7 +35,7 @@ class Template:
     `placing`: `<strategy>|<region>`, '' for whoever comes first. `extra`: more fields of the record: name, value, name, ...
     """
 
-    __slots__ = ("packed", "queue", "times")
+    __slots__ = ("alone", "packed", "queue", "times")
 
     def __init__(
         self,
@@ -56,6 +58,9 @@ class Template:
         more = _pack(list(extra)) if extra else b""
         words = (queue, type, priority, delay, expires, deadline, kind, placing, more)
         self.packed = b"".join(pack_words(words))
+        # What `submit_one.lua` takes of it; None: it says more.
+        plain = words[2:] == (4, "", "", "", "create", "", b"") and not is_compound(queue)
+        self.alone = b"".join(pack_words((queue, type))) if plain else None
 
     def publication(self, task_id: str, message: bytes, token: str = "") -> Publication:
         """One task; `lua/submit.lua` says what `token` means."""
@@ -264,6 +269,7 @@ class Tasks:
         self._spill_ms = spill_ms
         self._keep = (keep_ms, ignored_keep_ms, dead_keep_ms)
         self._max_crashes = max_crashes
+        self.cache: dict[Any, Any] = {}  # belongs to `mesh.services.tasks`
         self._look = Look()
         self.bound: dict[str, Bound] = {one.name: one.bind(client, keys) for one in ALL}
 
@@ -271,6 +277,13 @@ class Tasks:
 
     def submit(self, publications: Sequence[Publication]) -> list[str]:
         """Publish tasks in one step; one word each: moved | exists | conflict | full."""
+        if len(publications) == 1:
+            template, packed = publications[0]
+            if template.alone is not None:
+                one = self.bound["submit_one"]
+                word = one.call(one.pack_parts((template.alone, packed), _ALONE))
+                if word is not None:
+                    return [word.decode()]
         bound = self.bound["submit"]
         return [word.decode() for word in bound.call(bound.pack_parts(*_parts(publications)))]
 

@@ -78,7 +78,7 @@ def test_legal_states_come_from_the_table_of_states_only(script: Script) -> None
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
 def test_what_ends_or_moves_work_is_allowed_when_memory_is_full(script: Script) -> None:
-    adds = {"submit", "enlist", "replay", "annotate", "chord_arm"}
+    adds = {"submit", "submit_one", "enlist", "replay", "annotate", "chord_arm"}
     assert script.text.startswith("#!lua flags=allow-oom\n") == (script.name not in adds)
 
 

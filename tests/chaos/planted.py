@@ -23,7 +23,8 @@ _SKEW_S = 7200
 REWRITES: dict[str, list[tuple[str, str, str]]] = {
     "no fence": [("*", "local FENCED = true", "local FENCED = false")],
     "submit is not idempotent": [
-        ("submit", "if not all_new then state = redis.call('HGET', key, 'state') end", "")
+        ("submit", "if not all_new then state = redis.call('HGET', key, 'state') end", ""),
+        ("submit_one", "if redis.call('EXISTS', key) == 1 then return false end", ""),
     ],
     "reap without state guard": [
         # what had lost its lease was noted before

@@ -14,6 +14,8 @@ from tests.integration.stores import (
     lapse,
     lose_holder,
     members,
+    open_store,
+    publication,
     publish,
     record,
     settle,
@@ -36,6 +38,50 @@ def test_what_is_published_is_fetched_with_its_message_and_ends_with_its_result(
     assert ended.agent == "worker-1" and ended.attempt == 1 and ended.fence == one.fence
     times = [ended.created, ended.queued, ended.leased, ended.started, ended.ended]
     assert None not in times and times == sorted(times, key=lambda time: time or 0)
+
+
+@pytest.mark.parametrize("task_type", ["work", "another"])
+@pytest.mark.parametrize("token", ["", "digest"])
+def test_a_task_published_alone_leaves_in_redis_what_it_leaves_in_a_batch(
+    redis_url: str, namespace: str, task_type: str, token: str
+) -> None:
+    """Two scripts publish: one for a single plain task, one for everything. Neither may know what the other does not."""
+    left = []
+    for way in ("alone", "batch"):
+        store = open_store(redis_url, f"{namespace}-{way}")
+        old = [word for number in range(10_100) for word in (number, f"old{number}")]
+        store.client.execute("ZADD", store.keys["recent"], *old)
+        store.client.execute("SET", store.keys["sequence"], 126)
+        for number in range(3):  # the second arrival is the 128th: the newest tasks are cut to 10,000
+            one = publication(f"t{number}", type=task_type, token=token)
+            words = store.tasks.submit([one]) if way == "alone" else next(store.tasks.submit_batches([[one]]))
+            assert words == ["moved"]
+        left.append(everything(store))
+    assert left[0] == left[1]
+    assert "queue:work" in left[0] and len(left[0]["recent"]) == 10_001
+
+
+def everything(store: Store) -> dict[str, object]:
+    """Key -> content, of all keys of a namespace, without times."""
+    ask, prefix, found = store.client.execute, store.keys.prefix.encode(), {}
+    for key in ask("KEYS", prefix + b"*"):
+        match ask("TYPE", key):
+            case b"hash":
+                flat = ask("HGETALL", key)
+                fields = dict(zip(flat[::2], flat[1::2], strict=True))
+                content = {name: value for name, value in fields.items() if name != b"created"}
+            case b"zset" if key.endswith(b"recent"):
+                content = sorted(ask("ZRANGE", key, 0, -1))
+            case b"zset":
+                content = ask("ZRANGE", key, 0, -1, "WITHSCORES")
+            case b"set":
+                content = sorted(ask("SMEMBERS", key))
+            case b"list":
+                content = ask("LRANGE", key, 0, -1)
+            case _:
+                content = ask("GET", key)
+        found[key.removeprefix(prefix).decode()] = content
+    return found
 
 
 def test_the_most_urgent_first_then_in_order_of_arrival(store: Store) -> None:
