@@ -6,12 +6,17 @@ keeps a promise of Celery's: to a new listener its workers say that their heartb
 
 What happens to tasks is told in batches: publishing costs as much as a short task, and Celery would do it at every turn of its
 event loop, or at every event where it has none. Listeners know `task.multi` messages: these are Celery's own.
+
+Nothing here waits for Redis: Celery lets its event loop stand still until a heartbeat has gone out. Here what cannot be told is
+kept until the next connection, which the event loop sees to.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from celery import Celery
+from celery.events import EventDispatcher
 from celery.utils.sysinfo import load_average
 from celery.worker import control
 from celery.worker import state as worker_state
@@ -22,8 +27,17 @@ _FREQUENCY_S = 5  # how often Flower asks; it calls offline who misses two heart
 _celerys_own = control.enable_events
 
 
-def answer_listeners() -> None:
-    """Answer the remote control command `enable_events` from now on."""
+class Dispatcher(EventDispatcher):  # type: ignore[misc]
+    """Celery's, that tries each event once."""
+
+    def send(self, type: str, *args: Any, retry: bool = False, **fields: Any) -> Any:
+        """Send an event, or keep it; `retry` is Celery's wish to wait until it is sent."""
+        return super().send(type, *args, **fields)
+
+
+def send_events(app: Celery) -> None:
+    """Send events so from now on, and answer the remote control command `enable_events`."""
+    app.events.dispatcher_cls = Dispatcher
     control.control_command(name="enable_events")(enable_events)
 
 

@@ -39,7 +39,7 @@ from ..telemetry.logging import about
 from ..telemetry.metrics import Registry, Sample
 from .beat import Beat
 from .certificate import OwnCertificate
-from .events import answer_listeners, tell_in_batches, tell_the_rest
+from .events import send_events, tell_in_batches, tell_the_rest
 from .health import TOUCHED_EVERY_S, HealthServer, HeartbeatFile
 from .identity import Membership, join, leave
 from .joining import Joining
@@ -153,7 +153,7 @@ class Agent:
         if self.joining is not None:
             self.joining.on_cut_off, self.joining.on_usurped = self.cut_off, self.usurped
         runtime.become_agent(self.holdings, self.tell_revoked)
-        answer_listeners()
+        send_events(self.app)
 
     def renew(self, store: Store) -> None:
         """With each beat, in its thread and on its connections: what it signs with, and which certificates no longer count.
