@@ -91,8 +91,8 @@ class Leaving:
         """An operator's drain, heard of in a beat."""
         if not self.begun:
             logger.warning("asked to drain: takes no new work, what runs has %.0f s", left_s)
+        self._told = time.monotonic() + left_s  # first: the thread says what nobody has told
         self.begin("operator", left_s)
-        self._told = self._until["operator"]
 
     def claim(self) -> bool:
         """Whether the caller is the one who says farewell; the other has begun to, and will end the process."""

@@ -204,6 +204,23 @@ def test_a_cordoned_agent_gets_nothing_until_it_is_uncordoned(store: Store) -> N
     assert store.agents.cordon("nobody", "cordon") == "missing"
 
 
+def test_an_agent_never_puts_off_what_an_operator_said_meanwhile(store: Store) -> None:
+    incarnation = join(store, "w1")
+
+    def drain(grace_ms: int, *, itself: bool = False) -> float:
+        word = store.agents.cordon(
+            "w1", "drain", grace_ms=grace_ms, incarnation=incarnation if itself else None
+        )
+        assert word == "moved"
+        return round(store.agents.renew("w1", incarnation, {}, []).drain_ms, -4)
+
+    assert drain(600_000, itself=True) == 600_000
+    assert drain(30_000) == 30_000
+    assert drain(600_000, itself=True) == 30_000
+    assert drain(10_000, itself=True) == 10_000
+    assert drain(300_000) == 300_000
+
+
 def test_an_agent_that_was_taken_for_absent_is_told_to_offer_again(store: Store) -> None:
     incarnation = join(store, "w1")
     fall_silent(store, "w1")

@@ -2,7 +2,8 @@
 --#allow-oom
 -- An operator's word to an agent, or its own: `how` is cordon (no new work; what waits in its own queue goes back), uncordon, or
 -- drain (cordon, finish within `grace_ms` what it runs, leave; '' is the agent's own time of grace). `incarnation`: only to this life of
--- it, or ''. The agent is nudged; one that has left needs no drain. A drain is not taken back.
+-- it, or ''. The agent is nudged; one that has left needs no drain. A drain is not taken back, and not put off by the agent itself:
+-- an operator's later word may have come before its own.
 -- Answers moved | more (call again) | missing | fenced | draining.
 local key = AGENT .. agent
 local current, left, drain, own_grace = unpack(redis.call('HMGET', key, 'incarnation', 'left', 'drain', 'grace_ms'))
@@ -20,7 +21,8 @@ if how == 'uncordon' then
   end
 else
   if how == 'drain' then
-    redis.call('HSET', key, 'drain', text(now + (tonumber(grace_ms) or tonumber(own_grace) or 60000)))
+    local by = now + (tonumber(grace_ms) or tonumber(own_grace) or 60000)
+    if incarnation == '' or not drain or by < tonumber(drain) then redis.call('HSET', key, 'drain', text(by)) end
   else
     redis.call('HSET', key, 'cordoned', stamp)
   end
