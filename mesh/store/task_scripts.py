@@ -149,6 +149,7 @@ def crash(
     dead: Key,
     chords_due: Key,
     poisoned: Key,
+    timings: Key,
     prefix: Prefix,
     dead_keep_ms: Arg[int],
     max_crashes: Arg[int],

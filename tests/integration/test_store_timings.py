@@ -7,6 +7,7 @@ import pytest
 from mesh.core.states import Reason, State
 from mesh.core.timings import BOUNDS_MS, RECENT_RUNS, Kind
 from mesh.store.store import Store
+from mesh.store.tasks import Entry
 from tests.integration.stores import (
     again,
     begin,
@@ -89,6 +90,16 @@ def test_an_attempt_that_is_tried_again_before_its_start_was_told_counts_too(sto
     again(store, take(store))
     timings = store.tasks.timings()
     assert timings["work", Kind.WAIT].buckets[SLOW] == 1 and timings["work", Kind.RUN].buckets[0] == 1
+
+
+def test_an_attempt_whose_process_died_before_its_start_was_told_has_waited_too(store: Store) -> None:
+    publish(store, "a")
+    for attempts in (1, 2):
+        one = take(store)
+        if attempts == 1:
+            begin(store, one)
+        store.tasks.crash(Entry(one.id, one.fence), "died")
+        assert (count(store, Kind.WAIT), count(store, Kind.RUN)) == (attempts, 0)
 
 
 def test_what_an_agent_refused_was_not_run(store: Store) -> None:
