@@ -105,7 +105,7 @@ class Mesh:
             DEFAULTS
             if plain
             else Options(
-                requires=tuple(requires),
+                requires=requires,  # type: ignore[arg-type] # becomes a tuple there
                 priority=priority,
                 countdown_s=countdown_s,
                 expires_s=expires_s,
@@ -336,8 +336,6 @@ def _http(settings: Settings, token: str | None) -> Port:
 def _options(given: dict[str, Any]) -> Options:
     if not given:
         return DEFAULTS
-    if "requires" in given:
-        given["requires"] = tuple(given["requires"])
     try:
         return Options(**given)
     except TypeError as error:

@@ -43,13 +43,15 @@ from mesh.telemetry.spans import Sending
 _BATCH = 500  # tasks published by one script: some milliseconds of Redis's time
 _BATCH_BYTES = 4_000_000
 _HARD_AFTER_S = 10.0
+_TIMES = ("countdown_s", "expires_s", "timeout_s", "deadline_s")
+_LONGEST_S = 10**9
 _SHAPES = 4096
 _SHAPED_S = 0.5  # how long a shape is kept for tasks submitted one at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a task is to be run; None leaves a choice to its type or the settings."""
+    """How a task is to be run; None leaves a choice to its type or the settings. Raises `Invalid`."""
 
     requires: tuple[str, ...] = ()
     priority: int = 4  # 0-9, 9 first
@@ -62,6 +64,28 @@ class Options:
     region: str | None = None  # preferred; another serves if it cannot
     ignore_result: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        requires: Any = self.requires
+        if isinstance(requires, str) or not isinstance(requires, Iterable):
+            raise Invalid(f"requires {requires!r} is not a list of capabilities.")
+        object.__setattr__(self, "requires", tuple(check_name("capability", one) for one in requires))
+        if not _is_number(self.priority, int) or not 0 <= self.priority <= 9:
+            raise Invalid(f"Priority {self.priority!r} is not a whole number from 0 to 9 (9 is first).")
+        for name in _TIMES:
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value, (int, float)) and 0 <= value < _LONGEST_S):
+                raise Invalid(f"{name} {value!r} is not a number of seconds from 0 on.")
+        if self.retries is not None and not (_is_number(self.retries, int) and 0 <= self.retries <= 1000):
+            raise Invalid(f"retries {self.retries!r} is not a whole number from 0 to 1000.")
+        if not isinstance(self.labels, Mapping) or not all(
+            isinstance(word, str) for pair in self.labels.items() for word in pair
+        ):
+            raise Invalid(f"labels {self.labels!r} are not names with texts, such as {{'team': 'red'}}.")
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 DEFAULTS = Options()
@@ -117,6 +141,7 @@ def _shape(
 ) -> _Shape:
     if options is not DEFAULTS or trace is not None:
         return _new_shape(store, task_type, options, by, trace)
+    types.check_name_of(task_type)
     kept, now = store.tasks.cache, time.monotonic()
     known = kept.get((task_type, by))
     if known is not None and known[0] > now:
@@ -167,16 +192,6 @@ def _make_shape(
     by: str | None,
     trace: Trace | None = None,
 ) -> tuple[dict[str, Any] | None, Template]:
-    if not isinstance(options.priority, int) or not 0 <= options.priority <= 9:
-        raise Invalid(f"Priority {options.priority!r} is not a whole number from 0 to 9 (9 is first).")
-    for name in ("countdown_s", "expires_s", "timeout_s", "deadline_s"):
-        value = getattr(options, name)
-        if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 10**9):
-            raise Invalid(f"{name} {value!r} is not a number of seconds from 0 on.")
-    if options.retries is not None and not (
-        isinstance(options.retries, int) and 0 <= options.retries <= 1000
-    ):
-        raise Invalid(f"retries {options.retries!r} is not a whole number from 0 to 1000.")
     if region is not None:
         check_name("region", region)
     headers: dict[str, Any] = {} if trace is None else {**trace.headers}

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from mesh.bus.described import place_of, wrong_payload
+from mesh.core.names import check_name
 from mesh.core.requirements import canonical
 from mesh.core.schemas import trouble
 from mesh.errors import Invalid
@@ -66,9 +67,18 @@ def advertised(store: Store) -> list[TypeInfo]:
     return [_info(name, row) for name, row in store.types.all().items()]
 
 
+def check_name_of(task_type: str) -> None:
+    """Raise `Invalid` for what cannot be a type's name. (Names of Celery's own tasks may be more than our names.)"""
+    if not isinstance(task_type, str) or not task_type:
+        check_name("task type", task_type)
+
+
 def find(store: Store, task_type: str) -> TypeInfo | None:
-    """What is known of a type, None if no agent has told; an answer is believed for 5 s. Raises `StoreUnavailable`."""
+    """What is known of a type, None if no agent has told; an answer is believed for 5 s. Raises `Invalid`,
+    `StoreUnavailable`.
+    """
     cache, now = store.types.cache, time.monotonic()
+    check_name_of(task_type)
     known = cache.get(task_type)
     if known is not None and known[0] > now:
         info: TypeInfo | None = known[1]

@@ -509,11 +509,20 @@ def test_what_nobody_can_do(mesh: Mesh) -> None:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "type": ({"task_type": "a b"}, "a b|pattern|type"),
+    "type that is a list": ({"task_type": ["a"]}, "type"),
+    "type that is a list, unchecked": ({"task_type": ["a"], "unsatisfiable": "accept"}, "type"),
+    "requirement in one word": ({"requires": "gpu"}, "requires 'gpu' is not a list of capabilities"),
+    "requirement": ({"requires": ["gpu", 5]}, "5 is not a valid capability"),
     "payload": ({"payload": {1, 2}.__iter__()}, "cannot be written as JSON"),
     "payload of the type": ({"task_type": "double", "payload": "one"}, "double.*integer"),
     "task id": ({"task_id": "a b"}, "Task id 'a b' is not"),
     "priority": ({"priority": 11}, "11|9"),
+    "priority that is none": ({"priority": True}, "Priority True"),
+    "retries": ({"retries": True}, "retries True"),
+    "labels": ({"labels": ["red"]}, r"labels \['red'\] are not"),
+    "labels with a number": ({"labels": {"team": 1}}, "labels {'team': 1} are not"),
     "countdown": ({"countdown_s": -1}, "countdown_s"),
+    "time limit": ({"timeout_s": "1"}, "timeout_s '1'"),
     "strategy": ({"strategy": "best"}, "[Ss]trategy"),
     "unsatisfiable": ({"unsatisfiable": "maybe"}, "unsatisfiable"),
 }
