@@ -45,6 +45,7 @@ def test_the_demo(place: Place, sources: Path) -> None:
     assert place.keys() == [] and place.mesh.store.client.execute("DBSIZE") <= before + 2  # mesh-wide indexes
 
 
+@pytest.mark.ci
 def test_an_interrupted_demo_leaves_no_process(place: Place, sources: Path) -> None:
     demo = place.start("demo", "--folder", str(sources), "--no-flower", REDIS_URL=None)
     place.wait_for(demo, lambda: "coordinator  http" in demo.output(), "the coordinator to run")

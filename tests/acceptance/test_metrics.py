@@ -85,6 +85,7 @@ def health_port(place: Place, agent_id: str) -> int:
     return int((place.mesh.store.agents.get(agent_id) or {})["port"])
 
 
+@pytest.mark.ci
 def test_figures_of_a_namespace_are_exact_told_once_and_survive_their_teller(working: Place) -> None:
     place, mesh = working, working.mesh
     fast = {"MESH_LEASE_MS": "2000", "MESH_LEASE_RENEW_MS": "500"}
@@ -248,6 +249,7 @@ def test_without_redis_a_coordinator_says_that_and_nothing_stale(tmp_path: Path,
         server.stop()
 
 
+@pytest.mark.ci
 def test_requirements_that_anybody_makes_up_do_not_grow_the_labels(place: Place) -> None:
     _, url = start(place, "c1")
     wait_until(lambda: leader(place) == "c1", 5, "c1 to lead")

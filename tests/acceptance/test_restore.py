@@ -125,6 +125,7 @@ def test_a_file_of_another_namespace_is_refused(place: Place) -> None:
     assert done.returncode == 2 and f"is of namespace '{place.namespace}', not" in done.stderr
 
 
+@pytest.mark.ci
 def test_http_and_python_restore_the_same_way(place: Place) -> None:
     silent(place, "w1")
     url = start(place, "c1")[1]

@@ -127,8 +127,9 @@ class Cluster:
 
     @property
     def patience_s(self) -> float:
-        """How long a result may take."""
-        return 20 if self.calm else 45
+        """How long a result may take: a bound against waiting for ever. A machine that stands still for seconds at a time makes
+        one kill into several lost leases."""
+        return 20 if self.calm else 90
 
     def new_key(self) -> str:
         return uuid.uuid4().hex

@@ -108,6 +108,7 @@ def test_every_alert_has_a_scene_that_fires_it_and_one_that_does_not() -> None:
     assert set(SCENES) == {one.name for one in ALERTS}
 
 
+@pytest.mark.ci
 def test_alerts_fire_when_they_should_and_only_then(promtool: str, tmp_path: Path) -> None:
     (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules()))
 

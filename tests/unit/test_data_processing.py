@@ -655,6 +655,7 @@ def test_column_and_table_names_are_never_sql() -> None:
     assert answer["columns"] == ["x\"'; --"]
 
 
+@pytest.mark.ci
 def test_memory_is_bounded_also_where_duckdb_does_not_count_it() -> None:
     assert threading.current_thread() is threading.main_thread(), "elsewhere this query would take 10 GB"
     before = resource.getrlimit(resource.RLIMIT_AS)
