@@ -23,6 +23,7 @@ from mesh.cli.run import run
 from mesh.client import Mesh
 from mesh.errors import StoreUnavailable
 from mesh.services import namespaces
+from mesh.store.coordinators import Coordinators
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -205,6 +206,11 @@ class Place:
             process.kill()
         with suppress(StoreUnavailable):  # a test that took Redis away failed before: that is what is shown
             namespaces.drop(self.mesh.store)
+            # The list of coordinators is of the whole mesh: a dead one's port may be another's in the next test.
+            registry = Coordinators(self.mesh.store.client, self.mesh.store.keys)
+            for one in registry.all():
+                if one["namespace"] == self.namespace:
+                    registry.withdraw(one["id"])
         self.mesh.close()
 
 

@@ -15,6 +15,7 @@ import pytest
 from mesh.store.embedded import start_server
 from tests.acceptance.conftest import Place, Running, make_place
 from tests.acceptance.terminal import on_terminal
+from tests.acceptance.test_coordinator import start
 from tests.waiting import wait_until
 
 WORK = """
@@ -46,7 +47,7 @@ def broken(payload: dict):
 def fleet(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with make_place(redis_url, "cli-fleet", tmp_path_factory.mktemp("fleet")) as place:
         (place.folder / "work.py").write_text(WORK)
-        place.start("coordinator", "--host", "127.0.0.1", COORDINATOR_ID="c1")
+        start(place, "c1")
         place.agent("w1", "-I", "work", "--pool", "threads", "--concurrency", "4", "--region", "eu")
         wait_until(lambda: place.mesh.overview()["leader"], 30, "a leader")
         yield place

@@ -43,8 +43,8 @@ from mesh.errors import (
     Unsatisfiable,
 )
 from mesh.settings import Settings
-from mesh.store.coordinators import Coordinators
 from tests.acceptance.conftest import Place, Running, make_place
+from tests.acceptance.test_coordinator import start
 from tests.waiting import wait_until
 
 WAIT_S = 30
@@ -117,13 +117,6 @@ class Gate:
         self._fifo.write_text(word)
 
 
-def wait_for_coordinator(place: Place, name: str, process: Running) -> str:
-    """Its URL."""
-    registry = Coordinators(place.mesh.store.client, place.mesh.store.keys)
-    place.wait_for(process, lambda: registry.get(name), f"coordinator {name}")
-    return f"http://127.0.0.1:{(registry.get(name) or {})['port']}"
-
-
 def wait_for_agent(place: Place, process: Running) -> None:
     place.wait_for(process, lambda: place.pid_of("w1"), "the agent to join")
     wait_until(
@@ -137,10 +130,9 @@ def fleet(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     (folder / "suite_tasks.py").write_text(TASKS)
     with make_place(redis_url, f"client-{uuid.uuid4().hex[:12]}", folder) as place:
         agent = place.start("deploy", "--agent-id", "w1", "-I", "suite_tasks", "--concurrency", "3")
-        coordinators = {
-            name: place.start("coordinator", "--id", name, "--host", "127.0.0.1") for name in ("c1", "c2")
-        }
-        urls = {name: wait_for_coordinator(place, name, process) for name, process in coordinators.items()}
+        coordinators, urls = {}, {}
+        for name in ("c1", "c2"):
+            coordinators[name], urls[name] = start(place, name)
         wait_for_agent(place, agent)
         app = make_app(place.mesh.settings, folder)
         yield Fleet(place=place, coordinators=coordinators, urls=urls, app=app)

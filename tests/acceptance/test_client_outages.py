@@ -9,9 +9,9 @@ import pytest
 
 from mesh.client import Mesh
 from mesh.errors import Cancelled
-from mesh.store.coordinators import Coordinators
 from mesh.store.embedded import start_server
 from tests.acceptance.conftest import make_place
+from tests.acceptance.test_coordinator import start
 from tests.waiting import wait_until
 
 WAIT_S = 30
@@ -21,10 +21,7 @@ def test_redis_goes_away_while_somebody_waits(tmp_path: Path, namespace: str) ->
     (tmp_path / "server").mkdir()
     ends: dict[str, BaseException | None] = {}
     with start_server(tmp_path / "server") as server, make_place(server.url, namespace, tmp_path) as place:
-        process = place.start("coordinator", "--id", "c1", "--host", "127.0.0.1")
-        registry = Coordinators(place.mesh.store.client, place.mesh.store.keys)
-        place.wait_for(process, lambda: registry.get("c1"), "the coordinator")
-        url = f"http://127.0.0.1:{(registry.get('c1') or {})['port']}"
+        _, url = start(place, "c1")
         with Mesh(coordinator_url=url, namespace=namespace) as http:
             handles = {
                 name: mesh.submit("nothing", 1, unsatisfiable="accept")
