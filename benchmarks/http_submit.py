@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 
 from mesh.core import tokens
 from mesh.core.keyring import Keyring
-from mesh.store.embedded import start_server
+from mesh.store.embedded import free_port, start_server
 
 NAMESPACE = "bench-http"
 _PATH = f"/v1/namespaces/{NAMESPACE}"
@@ -48,9 +48,7 @@ _BATCH = 10_000
 def coordinator() -> Iterator[tuple[str, int, str]]:
     """(URL, process id, REDIS_URL) of a coordinator with a Redis of its own."""
     with tempfile.TemporaryDirectory() as folder, start_server(Path(folder)) as server:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         environ = {
             **os.environ,
             "REDIS_URL": server.url,

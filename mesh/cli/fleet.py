@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,9 +30,9 @@ from mesh.errors import Conflict, CoordinatorUnavailable, MeshError
 from mesh.services import namespaces
 from mesh.settings import Settings
 from mesh.store.coordinators import Coordinators
-from mesh.store.embedded import Server, find_or_start
+from mesh.store.embedded import Server, find_or_start, free_port
 
-__all__ = ["Fleet", "Member", "free_port", "stoppable"]
+__all__ = ["Fleet", "Member", "stoppable"]
 START_S = 60.0
 GRACE_S = 10.0
 _PAUSE_S = 0.05
@@ -271,13 +270,6 @@ class Fleet:
 def _coordinator_id(name: str) -> str:
     """Unique on this machine: coordinators of all namespaces share one list."""
     return f"{name}-{os.getpid()}"
-
-
-def free_port() -> int:
-    """A port of loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(url: str) -> bool:

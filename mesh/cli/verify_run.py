@@ -16,13 +16,14 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from mesh.cli.fleet import Fleet, Member, free_port, stoppable
+from mesh.cli.fleet import Fleet, Member, stoppable
 from mesh.cli.show import clean, line
 from mesh.client import Mesh
 from mesh.core.states import HELD
 from mesh.errors import Invalid, MeshError
 from mesh.settings import Settings
 from mesh.store.client import safe_url
+from mesh.store.embedded import free_port
 from mesh.verify.evidence import Observer, collect
 from mesh.verify.load import Load
 from mesh.verify.plan import Step, make_load, make_plan

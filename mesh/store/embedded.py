@@ -12,6 +12,7 @@ process are started by one thread that lives as long as the process does.
 import atexit
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -28,11 +29,13 @@ from typing import Self
 from mesh.errors import StoreUnavailable
 from mesh.settings import Settings
 
-__all__ = ["Server", "find_or_start", "server_binary", "start_server"]
+__all__ = ["Server", "find_or_start", "free_port", "server_binary", "start_server"]
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 _PORT_ATTEMPTS = 8
+_PROBES = 64
+_PORTS = range(10_240, 32_768)  # below those that kernels give to whoever connects
 
 # Runs in place of the server until exec. Not a preexec_fn: Python code between fork and exec may deadlock when
 # other threads hold locks. The getppid check closes the race with a parent that died before prctl.
@@ -90,7 +93,7 @@ def start_server(
                 directory=home,
                 owned=owned,
                 appendonly=appendonly,
-                port=port if port is not None else _free_port(),
+                port=port if port is not None else free_port(),
                 options=options,
             )
             try:
@@ -269,11 +272,22 @@ def _in_starter_thread(work: Callable[[], subprocess.Popen[bytes]]) -> subproces
     return _starter.submit(work).result()
 
 
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port() -> int:
+    """A port that nobody uses on any address of this machine, for a program that is told to listen on it a moment later.
+
+    Drawn from those that no connection gets meanwhile: somebody else would have to ask for the very same.
+    """
+    for left in reversed(range(_PROBES)):
+        port = secrets.choice(_PORTS)  # `random` may be seeded alike elsewhere
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                if not left:
+                    raise
+            else:
+                return port
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _answering_pid(port: int) -> int | None:

@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
+from mesh.store.embedded import free_port
+
 __all__ = ["Direction", "Proxy"]
 
 Direction = Literal["requests", "replies"]
@@ -390,14 +392,11 @@ class Proxy:
 def _listener() -> socket.socket:
     """On a free port of loopback, asked for by number: only then it stays ours while nobody listens."""
     for number in range(_PORT_ATTEMPTS):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setblocking(False)
         try:
-            listener.bind(("127.0.0.1", port))
+            listener.bind(("127.0.0.1", free_port()))
             listener.listen(_BACKLOG)
         except OSError:  # somebody was faster
             listener.close()

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from mesh.store.embedded import free_port
 from mesh.telemetry.alerts import AGENTS, COORDINATORS, rules
 from tests.acceptance.conftest import Place
-from tests.programs import free_port
 from tests.tokens import token
 
 

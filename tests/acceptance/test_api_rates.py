@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import uuid
 from collections import Counter
@@ -14,6 +13,7 @@ import httpx2
 import pytest
 
 from mesh.client import Mesh
+from mesh.store.embedded import free_port
 from tests.acceptance.conftest import Place, make_place
 from tests.acceptance.test_coordinator import start
 from tests.programs import HAPROXY, needs_haproxy
@@ -74,9 +74,7 @@ def test_our_client_comes_again_when_it_may(limited: tuple[Place, str]) -> None:
 @needs_haproxy
 def test_who_is_behind_a_proxy_is_counted_for_himself(limited: tuple[Place, str], tmp_path: Path) -> None:
     place, url = limited
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     target = url.removeprefix("http://")
     environ = {"LB_BIND": f"127.0.0.1:{port}", **{f"COORDINATOR_{one}": target for one in (1, 2, 3)}}
     process = subprocess.Popen(

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from mesh.core.states import CELERY_STATUS, LIVE, TERMINAL, State
+from mesh.store.embedded import free_port
 from tests.acceptance.conftest import START_S, Place
 from tests.acceptance.test_coordinator import leader, start
 from tests.acceptance.test_flower import ENOUGH_S, ITS_OWN, Dashboard
 from tests.acceptance.test_metrics import figures, of, scrape
-from tests.programs import free_port
 from tests.tokens import bearer
 from tests.waiting import wait_until
 

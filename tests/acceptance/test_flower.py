@@ -24,8 +24,8 @@ from selenium.webdriver.common.by import By
 
 from mesh.bus.flower import safe_address
 from mesh.errors import Invalid
+from mesh.store.embedded import free_port
 from tests.acceptance.conftest import CELERY, START_S, USER_TASKS, Gate, Place, Running, make_place
-from tests.programs import free_port
 from tests.waiting import wait_until
 
 TASKS = f"""{USER_TASKS}

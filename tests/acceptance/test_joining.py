@@ -19,14 +19,13 @@ import pytest
 import redis
 
 from mesh.services import audit
-from mesh.store.embedded import Server, start_server
+from mesh.store.embedded import Server, free_port, start_server
 from mesh.store.keys import JOINED
 from mesh.store.redis_users import hashed
 from tests.acceptance.conftest import CELERY, Place, make_place
 from tests.acceptance.joined import Mesh, join_token, start
 from tests.acceptance.test_flower import Dashboard
 from tests.chaos.sentinel import Failover
-from tests.programs import free_port
 from tests.waiting import wait_until
 
 TASKS = """

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 from mesh.errors import StoreUnavailable
+from mesh.store.embedded import free_port
 from tests.acceptance.conftest import Place, make_place
 from tests.acceptance.redis_users import Guarded
 from tests.acceptance.test_flower import Dashboard
 from tests.conftest import SECRET
-from tests.programs import free_port
 from tests.waiting import wait_until
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJlLW9mLWl0"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from mesh.store.embedded import free_port
 from tests.acceptance.conftest import START_S, Place, make_place
 from tests.acceptance.redis_users import Guarded
 from tests.acceptance.test_flower import Dashboard
-from tests.programs import free_port
 from tests.waiting import wait_until
 
 NAMESPACE = "roles"

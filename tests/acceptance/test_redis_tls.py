@@ -16,11 +16,10 @@ import pytest
 
 from mesh.errors import StoreUnavailable
 from mesh.store.client import Client
-from mesh.store.embedded import Server, start_server
+from mesh.store.embedded import Server, free_port, start_server
 from tests.acceptance.certificates import Authority
 from tests.acceptance.conftest import START_S, Place, make_place
 from tests.acceptance.test_flower import Dashboard
-from tests.programs import free_port
 from tests.waiting import wait_until
 
 DEBIANS = shutil.which("redis-server")

@@ -19,9 +19,9 @@ from selenium.webdriver.common.keys import Keys
 
 from mesh.client import Handle
 from mesh.core.states import TERMINAL
+from mesh.store.embedded import free_port
 from tests.acceptance.conftest import Place, Running, make_place
 from tests.acceptance.test_coordinator import start
-from tests.programs import free_port
 from tests.tokens import token
 from tests.waiting import wait_until
 

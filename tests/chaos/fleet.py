@@ -12,8 +12,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mesh.client import Mesh
+from mesh.store.embedded import free_port
 from mesh.verify.proxy import Proxy
-from tests.programs import free_port
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

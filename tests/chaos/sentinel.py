@@ -7,8 +7,7 @@ from pathlib import Path
 
 from mesh.errors import StoreUnavailable
 from mesh.store.client import Client
-from mesh.store.embedded import Server, start_server
-from tests.programs import free_port
+from mesh.store.embedded import Server, free_port, start_server
 from tests.waiting import wait_until
 
 SERVICE = "mesh-master"

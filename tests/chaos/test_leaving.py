@@ -18,11 +18,12 @@ from typing import Any, cast
 import pytest
 
 from mesh.client import Handle, Mesh
+from mesh.store.embedded import free_port
 from tests.chaos.conftest import Recovery
 from tests.chaos.matrix import fault
 from tests.chaos.stage import Stage
 from tests.chaos.test_coordinators import leader
-from tests.programs import HAPROXY, free_port, needs_haproxy
+from tests.programs import HAPROXY, needs_haproxy
 from tests.tokens import bearer
 
 AT_ONCE_S = 5.0  # milliseconds, on a machine that has nothing else to do

@@ -19,6 +19,7 @@ import pytest
 
 from mesh.client import Mesh
 from mesh.errors import CoordinatorUnavailable
+from mesh.store.embedded import free_port
 from mesh.verify.proxy import Proxy
 from mesh.verify.witness import Submission
 from tests.chaos.conftest import Recovery
@@ -26,7 +27,7 @@ from tests.chaos.fleet import ROOT
 from tests.chaos.matrix import fault
 from tests.chaos.stage import Stage
 from tests.chaos.test_coordinators import over_http, start
-from tests.programs import HAPROXY, free_port, needs_haproxy
+from tests.programs import HAPROXY, needs_haproxy
 from tests.tokens import bearer
 
 NAMES = ("c1", "c2", "c3")

@@ -1,7 +1,9 @@
 """The embedded server: private, durable, gone when it should be."""
 
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +15,7 @@ import redis
 from mesh.errors import StoreUnavailable
 from mesh.settings import Settings
 from mesh.store import embedded
-from mesh.store.embedded import Server, find_or_start, start_server
+from mesh.store.embedded import Server, find_or_start, free_port, start_server
 from tests.waiting import wait_until
 
 
@@ -84,6 +86,25 @@ def test_servers_do_not_meet_and_a_taken_port_is_said(server: Server) -> None:
         with pytest.raises(StoreUnavailable, match=str(server.port)):
             start_server(port=server.port)
     assert server.running
+
+
+def test_no_connection_gets_a_free_port_before_who_asked_for_it() -> None:
+    """Not even where two programs draw alike, and never one that somebody has."""
+    random.seed(1)
+    first = {free_port() for _ in range(20)}
+    random.seed(1)
+    assert first != {free_port() for _ in range(20)}
+    assert max(first) < 32_768, (
+        "from there on kernels give ports to connections, unless they are set up otherwise"
+    )
+
+
+def test_a_taken_port_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, other = free_port(), free_port()
+    monkeypatch.setattr(embedded, "_PORTS", (taken, other))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", taken))
+        assert {free_port() for _ in range(20)} == {other}
 
 
 def test_it_outlives_the_thread_that_asked_for_it() -> None:
