@@ -19,9 +19,9 @@ from fastapi.concurrency import run_in_threadpool
 from mesh.coordinator.answers import encode
 from mesh.coordinator.problems import busy
 from mesh.coordinator.waiting import Ends, Valid
-from mesh.core.states import TERMINAL, State
+from mesh.core.states import TERMINAL
 from mesh.errors import MeshError
-from mesh.services.views import iso
+from mesh.services.views import by_state, iso
 from mesh.store.store import Store
 
 __all__ = ["Events"]
@@ -121,8 +121,8 @@ class _Feed:
 
     def _count(self) -> dict[str, int]:
         total: Counter[str] = Counter()
-        for states in self._store.tasks.counts().values():
-            total.update({str(state): states[state] for state in State if states.get(state)})
+        for counts in self._store.tasks.counts().values():
+            total.update(by_state(counts))
         return dict(total)
 
     def counts(self) -> bytes:

@@ -166,19 +166,18 @@ def queues(store: Store) -> list[dict[str, Any]]:
     `depth`: tasks that wait for an agent; `oldest_age_ms`: how long the one that waits longest does, None if none;
     `states`: state -> tasks, now in it for live states, ever ended in it for the others.
     """
-    counts = store.tasks.counts()
     ages = oldest_ages(store)
     return [
         {
             "queue": name,
             "capabilities": sorted(capabilities_of(name)),
-            "depth": states.get(State.QUEUED, 0),
+            "depth": counts.get(State.QUEUED, 0),
             "oldest_age_ms": ages.get(name),
-            "states": {str(state): states[state] for state in State if states.get(state)},
-            "crashes": states.get("crashes", 0),
+            "states": views.by_state(counts),
+            "crashes": counts.get("crashes", 0),
         }
-        for name, states in sorted(counts.items())
-        if any(states.values())
+        for name, counts in sorted(store.tasks.counts().items())
+        if any(counts.values())
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -149,12 +150,17 @@ def namespace(store: Store) -> dict[str, Any]:
         "keys": signing_keys(store),
         "agents": dict(sorted(health.items())),
         "queues": {
-            name: {state: number for state, number in states.items() if number}
-            for name, states in sorted(store.tasks.counts().items())
-            if any(states.values())
+            name: by_state(counts)
+            for name, counts in sorted(store.tasks.counts().items())
+            if any(counts.values())
         },
         "states": [str(state) for state in State],
     }
+
+
+def by_state(counts: Mapping[str, int]) -> dict[str, int]:
+    """Of what a queue counts only tasks by their states, the events left out: state -> tasks, none that has none."""
+    return {str(state): counts[state] for state in State if counts.get(state)}
 
 
 def signing_keys(store: Store) -> dict[str, Any]:

@@ -518,7 +518,9 @@ class Tasks:
         return [record for record in self.records([one.decode() for one in ids]) if record] if ids else []
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Queue -> state -> tasks: now in it for live states, ever ended in it for terminal ones; exact."""
+        """Queue -> state -> tasks, now in it for live states, ever ended in it for terminal ones; exact. Events (retries, late
+        results) are counted beside them.
+        """
         raw = self._client.execute("HGETALL", self._keys["counters"])
         table: dict[str, dict[str, int]] = {}
         for name, value in zip(raw[::2], raw[1::2], strict=True):

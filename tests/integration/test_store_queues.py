@@ -3,10 +3,12 @@
 import pytest
 
 from mesh.core.states import State
+from mesh.services import listing, views
 from mesh.store.store import Store
 from mesh.store.tasks import Entry
 from tests.integration.stores import (
     MINUTE_MS,
+    again,
     begin,
     entry,
     fall_due,
@@ -38,6 +40,19 @@ def test_what_is_published_is_fetched_with_its_message_and_ends_with_its_result(
     assert ended.agent == "worker-1" and ended.attempt == 1 and ended.fence == one.fence
     times = [ended.created, ended.queued, ended.leased, ended.started, ended.ended]
     assert None not in times and times == sorted(times, key=lambda time: time or 0)
+
+
+def test_operators_see_tasks_by_state_and_no_events_among_them(store: Store) -> None:
+    publish(store, "a")
+    one = take(store)
+    begin(store, one)
+    again(store, one)
+    two = take(store)
+    settle(store, two)
+    assert settle(store, one) == "stale"
+    assert {"retries", "late"} <= set(store.tasks.counts()["work"])
+    (queue,) = listing.queues(store)
+    assert views.namespace(store)["queues"] == {"work": queue["states"]} == {"work": {"succeeded": 1}}
 
 
 @pytest.mark.parametrize("task_type", ["work", "another"])
