@@ -122,6 +122,7 @@ class Agent:
         self.holdings.region = self.settings.agent_region
         self.holdings.offered = frozenset(self.capabilities)
         self.holdings.outbox.on_chords_due = self.complete_chords
+        self.holdings.stop = self.stop
         self.leaving = Leaving(self.settings, self.membership, self.holdings, self.worker)
         self.audit = Audit(self.store.client, self.namespace, self.store.keys["told"])
         self.revocations: Revocations | None = None
@@ -337,12 +338,16 @@ class Agent:
         if request is None or holding.started_at is None:
             self.holdings.forget(holding)
             return
-        holding.seen = "lost"
         try:
-            request.cancel(self.worker.pool, signal="SIGKILL", emit_retry=False)
+            self.stop(request)
         except NotImplementedError:
             return  # threads cannot be stopped: its slot is taken until it ends
         self.holdings.forget(holding)
+
+    def stop(self, request: Any) -> None:
+        """Stop what the pool runs of an attempt that is over. Raises `NotImplementedError` if the pool cannot."""
+        request.holding.seen = "lost"
+        request.cancel(self.worker.pool, signal="SIGKILL", emit_retry=False)
 
     def tell_revoked(self, task_id: str) -> None:
         """A task that waited was revoked here: say so to whoever listens to events."""

@@ -127,6 +127,8 @@ class Holdings:
         self.starved = (
             -1
         )  # the loop waits until no more than so many are held: who makes it so wakes it; -1: it does not
+        #: Told of a request that a pool process has taken up although its attempt is over: nobody else would end it.
+        self.stop: Callable[[Any], object] = lambda _: None
         self.closed = False  # draining: nothing new is fetched
         self.cordoned = False  # an operator's word: the same, until he takes it back
         self.region: str | None = None

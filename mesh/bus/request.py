@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from billiard.exceptions import WorkerLostError
@@ -60,10 +61,13 @@ class Request(CeleryRequest):  # type: ignore[misc]
         holdings = runtime.holdings
         if self.holding is not None and holdings is not None:
             self.holding.limit_s = hard_limit_s(self)
-            wanted = holdings.accepted(self.holding, pid)
-            if not wanted and not holdings.isolated:  # this is the thread that would run it: stop here
-                task_ready(self)
-                raise TaskRevokedError(self.id)
+            if not holdings.accepted(self.holding, pid):
+                if not holdings.isolated:  # this is the thread that would run it: stop here
+                    task_ready(self)
+                    raise TaskRevokedError(self.id)
+                self.worker_pid, self.time_start = pid, time.time()
+                holdings.stop(self)
+                return
         super().on_accepted(pid, time_accepted)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
