@@ -39,7 +39,7 @@ SECRET = os.environ.get("MESH_JWT_SECRET") or secrets.token_hex(32)
 _RING = Keyring([SECRET])
 _TOKEN = tokens.issue(
     "api", _RING, _RING.kids[0], subject="bench", agent_type="producer", namespaces=[NAMESPACE], ttl_s=3600,
-    now_s=time.time(), jti=secrets.token_urlsafe(16),
+    now_s=time.time(), jti=secrets.token_hex(16),
 )  # fmt: skip
 _BATCH = 10_000
 

@@ -22,7 +22,7 @@ def token(
     ring = Keyring([secret or os.environ["MESH_JWT_SECRET"]])
     return tokens.issue(
         kind, ring, ring.kids[0], subject=subject, agent_type=agent_type, namespaces=namespaces, ttl_s=ttl_s,
-        now_s=time.time(), jti=secrets.token_urlsafe(16),
+        now_s=time.time(), jti=secrets.token_hex(16),
     )  # fmt: skip
 
 

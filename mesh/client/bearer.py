@@ -57,5 +57,5 @@ class Bearer:
         ring = self._settings.keyring
         return tokens.issue(
             "api", ring, ring.kids[self._turn % len(ring.kids)], subject=_SUBJECT, agent_type=_AGENT_TYPE,
-            namespaces=[self._settings.namespace], ttl_s=_LIFE_S, now_s=time.time(), jti=secrets.token_urlsafe(16),
+            namespaces=[self._settings.namespace], ttl_s=_LIFE_S, now_s=time.time(), jti=secrets.token_hex(16),
         )  # fmt: skip

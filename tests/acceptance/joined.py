@@ -26,7 +26,7 @@ def join_token(namespace: str, subject: str = "fleet", *, kind: str = "join", **
     ring = Keyring([more.pop("secret", None) or os.environ["MESH_JWT_SECRET"]])
     claims: dict[str, Any] = {
         "subject": subject, "agent_type": "worker", "namespaces": [namespace], "ttl_s": 3600, "now_s": time.time(),
-        "jti": secrets.token_urlsafe(16), **more,
+        "jti": secrets.token_hex(16), **more,
     }  # fmt: skip
     return tokens.issue(kind, ring, ring.kids[0], **claims)
 

@@ -119,6 +119,7 @@ def test_revoking_by_text_by_jti_and_by_subject(place: Place) -> None:
     by_text, by_jti, kept = (made(place) for _ in range(3))
     assert revoked(place, by_text).returncode == 0
     jti = tokens.verify("api", by_jti, RING, now_s=time.time()).jti
+    assert jti.isalnum()  # never taken for an option
     assert revoked(place, jti).stdout.strip() == f"revoked: token {jti}"
     for text in (by_text, by_jti):
         assert inspected(place, text)[1]["why"] == "it was revoked"
