@@ -13,6 +13,7 @@ kept until the next connection, which the event loop sees to.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from celery import Celery
@@ -22,7 +23,6 @@ from celery.worker import control
 from celery.worker import state as worker_state
 
 _BATCH_S = 0.2  # nobody who looks at a page sees it; a listener that counts gets the time of each event in it
-_BATCH = 1000  # events; that many are told at once
 _FREQUENCY_S = 5  # how often Flower asks; it calls offline who misses two heartbeats
 _celerys_own = control.enable_events
 
@@ -76,7 +76,8 @@ def tell_in_batches(consumer: Any) -> None:
             consumer.timer.call_after(_BATCH_S, tell)
 
     dispatcher.buffer_group = frozenset({"task"})
-    dispatcher.buffer_limit = _BATCH
+    # Time alone ends a batch: at a limit each of a pool's threads would publish what the others had just added.
+    dispatcher.buffer_limit = math.inf
     dispatcher.on_send_buffered = tell_soon
 
 
