@@ -81,10 +81,12 @@ def _sweep(group: int) -> None:
 
 
 def _kill(pid: int, number: int) -> None:
-    """The program and its group: it may have left the group, or not have made it yet."""
-    for send in (os.killpg, os.kill):
-        with contextlib.suppress(OSError):
-            send(pid, number)
+    """The program and its group, each once: to many programs a second SIGTERM says more than the first."""
+    with contextlib.suppress(OSError):
+        os.killpg(pid, number)
+    with contextlib.suppress(OSError):
+        if os.getpgid(pid) != pid:  # it has left its group
+            os.kill(pid, number)
 
 
 def _watch(pid: int, life: int, wake: int, grace_s: float) -> int:
@@ -129,6 +131,8 @@ def main(words: list[str]) -> None:
     if pid == 0:
         signal.set_wakeup_fd(-1)
         _become(program, argv, folder, status, warden)
+    with contextlib.suppress(OSError):  # whoever comes first; it may have begun already
+        os.setpgid(pid, pid)
     _tell(status, "started ")
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):  # the program's pipes must end with the program

@@ -18,6 +18,7 @@ from mesh.errors import Invalid, MeshError, Refused
 from mesh.tasks.engine_command import SEARCH_PATH, parse
 from mesh.tasks.engine_process import CommandFailed, execute
 from mesh.tasks.task_execution import EXAMPLES, PAYLOAD_SCHEMA
+from mesh.tasks.warden import _kill
 from tests.waiting import wait_until
 
 ALLOWED = ("sh", "cat", "wc", "sleep", "/bin/echo", "nonesuch", "/no/such/program")
@@ -128,6 +129,34 @@ def test_what_is_left_behind_is_ended_with_it(tmp_path: Path) -> None:
 def test_it_may_end_by_itself_when_it_is_asked_to(tmp_path: Path) -> None:
     answer = shell("trap 'echo bye; exit 7' TERM; sleep 1000 & wait", tmp_path, timeout_s=1)
     assert (answer["timed_out"], answer["exit_code"], answer["stdout"]) == (True, 7, "bye\n")
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["in its group", "left its group"])
+def test_a_signal_reaches_it_once(left: bool) -> None:
+    """Real-time signals are counted by the kernel; of others it delivers two in quick succession as one, or as two."""
+    code = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
+if sys.argv[1] == "True":
+    os.setpgid(0, os.getpgid(os.getppid()))
+print("ready", flush=True)
+input()
+received = 0
+while signal.sigtimedwait([signal.SIGRTMIN], 0):
+    received += 1
+print(received)
+"""
+    program = subprocess.Popen(
+        [sys.executable, "-c", code, str(left)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    assert program.stdin is not None and program.stdout is not None
+    assert program.stdout.readline() == "ready\n"
+    _kill(program.pid, signal.SIGRTMIN)
+    assert program.communicate("go\n")[0] == "1\n"
 
 
 class Over(BaseException):
