@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -59,6 +60,7 @@ class Agent:
         self.namespace: str = self.app.conf.broker_transport_options["namespace"]
         self.settings = _settings(runtime.settings_of(self.namespace), options)
         self.consumer: Any = None
+        self.calls: deque[Callable[[], Any]] = deque()  # that wait for the main loop
         self.consuming = False
         self.isolated = "prefork" in type(worker.pool).__module__
         if self.isolated:
@@ -265,10 +267,16 @@ class Agent:
     # -- what its beat tells it
 
     def on_main(self, function: Callable[[], Any]) -> None:
-        """Run a function in the main loop, soon."""
+        """Run a function in the main loop: soon, or as soon as there is one."""
+        self.calls.append(function)
         if self.consumer is not None:
-            self.consumer.call_soon(function)
+            self.consumer.call_soon(self.next_call)
             self.holdings.wake.set()
+
+    def next_call(self) -> None:
+        """One of these functions, if any is left."""
+        if self.calls:
+            self.calls.popleft()()
 
     def tell_refused(self, task_id: str, reason: Reason, detail: str) -> None:
         """Into the audit log: a message that this agent does not run."""
@@ -524,6 +532,8 @@ class MembershipStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Connected."""
         agent = consumer.controller.mesh_agent
         agent.consumer = consumer
+        while agent.calls:  # its beats began before
+            agent.next_call()
         agent.offer()
         agent.consuming = True
         tell_in_batches(consumer)

@@ -18,9 +18,27 @@ from mesh.services import namespaces
 from mesh.store.embedded import start_server
 from mesh.store.tasks import Record
 from mesh.workers.health import TOUCHED_EVERY_S
-from tests.acceptance.conftest import CELERY, Place, make_place
+from tests.acceptance.conftest import CELERY, START_S, Place, make_place
 from tests.waiting import wait_until
 
+HELD_UP = """
+from pathlib import Path
+import time
+from celery import bootsteps
+from celery.worker.consumer.tasks import Tasks
+from mesh.bus.app import app
+
+class HeldUp(bootsteps.StartStopStep):
+    requires = ("celery.worker.consumer.connection:Connection",)
+
+    def start(self, consumer):
+        Path("waits").touch()
+        while not Path("go").exists():
+            time.sleep(0.01)
+
+app.steps["consumer"].add(HeldUp)
+Tasks.requires = (*Tasks.requires, HeldUp)
+"""
 LONG_LEASE = {"MESH_LEASE_MS": "120000", "MESH_LEASE_RENEW_MS": "1000"}
 """Longer than any test: what is taken over within it was not waited for."""
 WORKER = [*CELERY, "worker", "--pool", "solo", "--without-gossip", "--without-mingle"]
@@ -88,6 +106,23 @@ def test_deploy_takes_every_flag(place: Place) -> None:
 def test_queues_given_to_celery_are_capabilities(place: Place) -> None:
     place.agent("w1", "-Q", "alpha,beta", command=WORKER)
     assert place.discover()[0]["capabilities"] == ["alpha", "beta"]
+
+
+def test_a_requirement_that_is_new_while_an_agent_starts_reaches_it(place: Place) -> None:
+    (place.folder / "held_up.py").write_text(HELD_UP)
+    words = ("--capabilities", "data-processing,gpu", "-I", "held_up")
+    place.agent("w1", *words, command=WORKER, MESH_LEASE_RENEW_MS="100")
+    wait_until((place.folder / "waits").exists, START_S, "it to connect")
+    handle = place.mesh.submit("data-processing", {"data": [1, 2]}, requires=["gpu"])
+    beats: set[str] = set()
+
+    def has_heard() -> bool:
+        beats.add((place.mesh.store.agents.get("w1") or {})["beat"])
+        return len(beats) > 3
+
+    wait_until(has_heard, 10, "its beats to have heard of it")
+    (place.folder / "go").touch()
+    assert handle.result(timeout_s=20)["items"] == 2
 
 
 def test_a_second_live_agent_with_the_same_id_is_refused(place: Place) -> None:
