@@ -18,6 +18,7 @@ from typing import Any
 from celery.signals import import_modules
 from flower.api.tasks import GetQueueLengths, ListTasks, TaskApply, TaskAsyncApply, TaskSend
 from flower.api.tasks import TaskInfo as FlowersTaskInfo
+from flower.events import EventsState
 from flower.options import options
 from flower.urls import handlers
 from flower.views import monitor
@@ -26,9 +27,8 @@ from flower.views.tasks import TasksDataTable, TasksView, TaskView
 from flower.views.workers import WorkersView, WorkerView
 from tornado.web import HTTPError, authenticated
 
-from mesh.bus import runtime
+from mesh.bus import flower_tasks, runtime
 from mesh.bus.flower_page import agents_of, registration, registrations
-from mesh.bus.flower_tasks import past_events
 from mesh.bus.install import TRANSPORT
 from mesh.core.agents import AgentInfo
 from mesh.core.states import State
@@ -66,6 +66,7 @@ def extend() -> None:
     ]
     if handlers[: len(own)] != own:
         handlers[:0] = own
+    EventsState.Task = flower_tasks.Task
     # Flower's command sends this when it has read all its options, and before it listens.
     import_modules.connect(_complete_options, weak=False, dispatch_uid="mesh-flower-options")
 
@@ -211,7 +212,7 @@ class _WithPast(_OnTheMesh):
 
 async def _tell_past(application: Any, store: Store) -> None:
     state, loop = application.events.state, asyncio.get_running_loop()
-    pages = past_events(store, min(_MOST_PAST, application.options.max_tasks))
+    pages = flower_tasks.past_events(store, min(_MOST_PAST, application.options.max_tasks))
     try:
         while (page := await loop.run_in_executor(None, next, pages, None)) is not None:
             known = set(state.tasks)

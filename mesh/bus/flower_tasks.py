@@ -1,7 +1,7 @@
-"""Tasks that a Flower has not seen itself: told to it, when it starts, as the events that it has missed.
+"""Tasks as Flower shows them: also those that it has not seen itself, and by what their newest attempt tells.
 
 Flower knows what it has heard since it began; the mesh knows its newest tasks anyway (10,000 at most). So a Flower that was
-restarted, or started late, shows the tasks of all agents.
+restarted, or started late, shows the tasks of all agents: it is told of them as events that it has missed.
 """
 
 from __future__ import annotations
@@ -10,16 +10,51 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
+from celery.events import state
 
 from mesh.core.states import CELERY_STATUS, State
 from mesh.store.store import Store
 from mesh.store.tasks import Record
 
-__all__ = ["events_of", "past_events"]
+__all__ = ["Task", "events_of", "past_events"]
 _PAGE = 500
 _LONGEST = 200  # characters of a result, as Celery's own events have it
 _ENDS = {"SUCCESS": "task-succeeded", "FAILURE": "task-failed", "REVOKED": "task-revoked"}
 Event = dict[str, Any]
+
+
+class Task(state.Task):  # type: ignore[misc]
+    """Celery's, which takes events as they come: what an attempt tells after the next one's is late, and changes no state.
+
+    Agents tell events in batches, each in its own. Theirs say which attempt they are of (`mesh.bus.request`).
+    """
+
+    attempt = 0
+    worker: Any
+    exception: Any
+    shown_on: Any = None  # Celery sets `worker` before it looks at the event
+    _fields = (*state.Task._fields, "attempt")
+
+    def event(
+        self,
+        type_: str,
+        timestamp: float | None = None,
+        local_received: float | None = None,
+        fields: Event | None = None,
+        **more: Any,
+    ) -> None:
+        """See `celery.events.state.Task`."""
+        told = fields or {}
+        late = told.get("attempt", self.attempt) < self.attempt
+        if type_ == "received":  # Celery tells it before there is an attempt to ask
+            late = (told.get("retries") or 0) < (self.retries or 0)
+        if not late:
+            self.shown_on = self.worker
+            super().event(type_, timestamp, local_received, fields, **more)
+            return
+        self.worker = self.shown_on
+        if type_ == "retried":
+            self.retried, self.exception = timestamp, self.exception or told.get("exception")
 
 
 def past_events(store: Store, limit: int) -> Iterator[list[Event]]:

@@ -77,6 +77,11 @@ class Holding:
         self.dropped_at = time.monotonic()
 
     @property
+    def attempt(self) -> int:
+        """Which attempt at its task it is, from 1."""
+        return int(self.fence.partition("-")[0])
+
+    @property
     def overruns_at(self) -> float | None:
         """When it will have run for as long as it may, by the monotonic clock; None: never, or it is over."""
         if self.started_at is None or self.limit_s is None or self.ended:

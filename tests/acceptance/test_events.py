@@ -75,5 +75,6 @@ def test_tasks_are_told_whole_in_batches_and_the_last_ones_before_it_leaves(
         wait_until(lambda: listener.left, START_S, "what was told last")
     for kind in KINDS:
         assert sorted(one["uuid"] for one in listener.events if one["type"] == kind) == sorted(sent)
+    assert all(one["attempt"] == 1 for one in listener.events if one["type"] != "task-received")
     times = [one["timestamp"] for one in listener.events]
     assert listener.messages <= (max(times) - min(times)) / BATCH_S + 2

@@ -48,6 +48,7 @@ app = install(Celery("shop"))
 PICTURES = Path(__file__).parents[2] / "docs/images"
 SHOWN = ("workers.png", "broker.png")  # in docs/flower.md
 ENOUGH_S = 20
+RETRIED = 12  # tasks: with the others they fill a page
 ITS_OWN = ("--", "--max-tasks=1000")  # options of Flower
 
 
@@ -112,6 +113,7 @@ def fleet(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             "FLOWER_UNAUTHENTICATED_API": "true",
             "MESH_LEASE_MS": "2500",
             "MESH_LEASE_RENEW_MS": "800",
+            "MESH_RETRY_DELAY_MS": "20",
         }
         port, other = free_port(), free_port()
         dashboard = Dashboard(
@@ -169,11 +171,16 @@ def a_task_with_its_arguments_states_and_run_time(fleet: Fleet, gates: list[Gate
 
 
 def a_task_that_is_retried(fleet: Fleet) -> None:
-    handle = fleet.place.mesh.submit("flaky", {"marker": str(fleet.place.folder / "marker")})
-    assert handle.result(timeout_s=ENOUGH_S) == "awake"
-    shown = fleet.dashboard.wait_for_task(handle.id, "SUCCESS")
-    assert shown["retries"] == 1 and shown["retried"] <= shown["succeeded"]
-    assert "the disk was asleep" in shown["exception"]
+    """By one agent or two, which tell of it in batches: Flower may hear of the second attempt first."""
+    markers = [{"marker": str(fleet.place.folder / f"marker-{number}")} for number in range(RETRIED)]
+    handles = fleet.place.mesh.submit_many("flaky", markers)
+    for handle in handles:
+        assert handle.result(timeout_s=ENOUGH_S) == "awake"
+    for handle in handles:
+        shown = fleet.dashboard.wait_for_task(handle.id, "SUCCESS")
+        wait_until(lambda one=handle.id: fleet.dashboard.task(one)["retried"], ENOUGH_S, "the retry")
+        assert shown["retries"] == 1 and shown["worker"].startswith(f"{handle.record()['agent']}@")
+        assert "the disk was asleep" in fleet.dashboard.task(handle.id)["exception"]
 
 
 def queues_have_their_true_lengths(fleet: Fleet, gates: list[Gate]) -> None:
@@ -220,7 +227,7 @@ def day(fleet: Fleet, gates: list[Gate]) -> Fleet:
 
 
 def test_what_it_tells_of_agents_tasks_and_queues(day: Fleet) -> None:
-    assert len(day.dashboard.get("/api/tasks")) == 3 and day.gone
+    assert len(day.dashboard.get("/api/tasks")) == 2 + RETRIED and day.gone
 
 
 # -- as a person sees it
@@ -254,7 +261,9 @@ def test_what_a_person_sees(day: Fleet, gates: list[Gate], browser: webdriver.Ch
     tasks = see(
         browser, f"{url}/tasks", "#tasks-table tbody tr", folder / "tasks.png", "gate", "flaky", "SUCCESS"
     )
-    assert len(tasks) == 3 and all("SUCCESS" in row and ("w1@" in row or "w2@" in row) for row in tasks)
+    assert len(tasks) == 2 + RETRIED and all(
+        "SUCCESS" in row and ("w1@" in row or "w2@" in row) for row in tasks
+    )
     assert sum(str(gate.fifo) in row for gate in gates for row in tasks) == 2
 
     wait_until(lambda: day.dashboard.queues()["gate"]["consumers"] == 1, ENOUGH_S, "its lease to end")
@@ -288,7 +297,7 @@ def test_what_a_person_sees(day: Fleet, gates: list[Gate], browser: webdriver.Ch
 
 def test_a_flower_that_begins_later_knows_the_tasks_from_before(day: Fleet) -> None:
     before = day.dashboard.get("/api/tasks")
-    assert len(before) == 3
+    assert len(before) == 2 + RETRIED
     port = free_port()
     process = day.place.start("flower", "--port", str(port), *ITS_OWN, FLOWER_UNAUTHENTICATED_API="true")
     late = Dashboard(port=port, process=process)
