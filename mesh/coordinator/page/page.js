@@ -151,12 +151,15 @@ async function read(path, session) {
 }
 
 // What comes of asking goes to `shown`; what goes wrong to `failed`, unless it is the token: then there is nothing to see at all.
+// Neither if the page was paused meanwhile.
 async function load(session, asked, shown, failed) {
+  const { paused } = view;
+  const late = () => session.signal.aborted || (view.paused && !paused);
   try {
     const answers = await Promise.all(asked.map((path) => read(path, session)));
-    if (!session.signal.aborted) shown(...answers);
+    if (!late()) shown(...answers);
   } catch (error) {
-    if (session.signal.aborted) return;
+    if (late()) return;
     if (error.status === 401) leave(`${error.message} Paste another one.`);
     else if (error.status) failed(error.message);
     else if (!(error instanceof Problem)) throw error; // of the others, the state of the connection tells
@@ -246,12 +249,13 @@ function soon(what, session) {
   due.add(what);
   setTimeout(() => {
     due.delete(what);
-    if (!session.signal.aborted) what(session);
+    if (!session.signal.aborted && !view.paused) what(session);
   }, 500);
 }
 
 async function follow(session) {
   let pause_ms = 1000;
+  let first = true;
   while (!session.signal.aborted) {
     const silence = new AbortController();
     const stream = { signal: AbortSignal.any([session.signal, silence.signal]) };
@@ -259,8 +263,11 @@ async function follow(session) {
       const answer = await ask("events", stream);
       say("live", "Live");
       pause_ms = 1000;
-      refresh(session);
-      failures(session);
+      if (first || !view.paused) {
+        refresh(session);
+        failures(session);
+      }
+      first = false;
       await listen(answer.body, silence, session);
     } catch (error) {
       if (session.signal.aborted) return;
